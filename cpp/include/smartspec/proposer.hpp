@@ -1,0 +1,59 @@
+// SPDX-FileCopyrightText: The SmartSpec authors
+// SPDX-License-Identifier: Apache-2.0
+// The interface of everything that drafts: prompt lookup, suffix index, draft model, or a user's
+// own in C++ or Python.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "smartspec/export.hpp"
+#include "smartspec/token_tree.hpp"
+#include "smartspec/types.hpp"
+
+namespace smartspec {
+
+struct SamplingParams;
+
+/// One running request that may draft at this step. Everything is borrowed for the call.
+struct ProposeRequest {
+  RequestId id = 0;
+  std::span<const TokenId> tokens;  // prompt and verified output, the newest token included
+  std::int32_t num_prompt_tokens = 0;
+  std::int32_t max_depth = 0;  // longest useful path; >= 1
+  std::int32_t max_nodes = 0;  // nodes the engine will take; >= max_depth
+  const SamplingParams* sampling = nullptr;
+  std::uint64_t seed = 0;  // keys the sampling noise: a draft model may share it
+};
+
+/// Drafts for a whole batch at once. The engine calls it from its step thread, one call at a time.
+/// A proposer is keyed by position, not by call: a request may sit out steps, be preempted or be
+/// recomputed, and the next call simply shows its tokens.
+class SMARTSPEC_API Proposer {
+ public:
+  virtual ~Proposer() = default;
+
+  [[nodiscard]] virtual std::string_view name() const = 0;
+
+  /// Fills trees[i] for requests[i]; an empty tree means "nothing to propose". Trees arrive empty.
+  /// Whatever it returns or throws cannot change any output: an invalid tree is dropped and counted,
+  /// an exception costs every request of the call its drafts for this step.
+  virtual void propose(std::span<const ProposeRequest> requests, std::span<TokenTree> trees) = 0;
+
+  /// What became of trees[i]: the accepted path and the emitted tokens. Called after each step.
+  struct Outcome {
+    RequestId id = 0;
+    const TokenTree* tree = nullptr;
+    std::span<const std::int32_t> accepted_path;
+    std::span<const TokenId> emitted;
+  };
+  virtual void observe(std::span<const Outcome> /*outcomes*/) {}
+
+  /// The request ended or was aborted; its state may go.
+  virtual void finish(RequestId /*id*/) {}
+};
+
+}  // namespace smartspec
