@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The SmartSpec authors
 // SPDX-License-Identifier: Apache-2.0
-// The errors SmartSpec throws. Misuse by the caller is std::invalid_argument (ValueError in Python);
-// exhausted resources are empty optionals or false, never exceptions.
+// The errors SmartSpec throws. Misuse by the caller is std::invalid_argument (ValueError in
+// Python); exhausted resources are empty optionals or false, never exceptions.
 #pragma once
 
 #include <stdexcept>

@@ -33,10 +33,10 @@ SMARTSPEC_API std::string_view name_of(NoSpeculationReason reason) noexcept;
 /// What a policy sees of one running request.
 struct LengthRequest {
   RequestId id = 0;
-  std::int32_t num_tokens = 0;      // verified tokens
-  std::int32_t max_depth = 0;       // tokens it may still emit, minus one: no deeper draft can help
-  std::int64_t num_drafted = 0;     // so far
-  std::int64_t num_accepted = 0;    // so far
+  std::int32_t num_tokens = 0;    // verified tokens
+  std::int32_t max_depth = 0;     // tokens it may still emit, minus one: no deeper draft can help
+  std::int64_t num_drafted = 0;   // so far
+  std::int64_t num_accepted = 0;  // so far
 };
 
 /// Two hooks a step. Not thread-safe; the engine calls both from its step thread.

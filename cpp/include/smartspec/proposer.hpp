@@ -39,8 +39,8 @@ class SMARTSPEC_API Proposer {
   [[nodiscard]] virtual std::string_view name() const = 0;
 
   /// Fills trees[i] for requests[i]; an empty tree means "nothing to propose". Trees arrive empty.
-  /// Whatever it returns or throws cannot change any output: an invalid tree is dropped and counted,
-  /// an exception costs every request of the call its drafts for this step.
+  /// Whatever it returns or throws cannot change any output: an invalid tree is dropped and
+  /// counted, an exception costs every request of the call its drafts for this step.
   virtual void propose(std::span<const ProposeRequest> requests, std::span<TokenTree> trees) = 0;
 
   /// What became of trees[i]: the accepted path and the emitted tokens. Called after each step.

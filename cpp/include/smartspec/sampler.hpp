@@ -68,7 +68,8 @@ class SMARTSPEC_API Sampler {
 
   /// The `count` best tokens of the same rule, best first (argmax first): what a draft model that
   /// shares the noise proposes as siblings. Appends to `out`; fewer when fewer are allowed.
-  /// `scores` (optional, may be null) gets softmax(logits / T)[token] of each, for survival.
+  /// `scores` (optional, may be null) gets the probability of each under the processed
+  /// distribution (temperature 0: under softmax at T = 1), for survival.
   void sample_top(std::span<const float> logits, std::int32_t count, std::vector<TokenId>& out,
                   std::vector<float>* scores);
 
@@ -113,6 +114,7 @@ using LogitsRow = std::function<std::span<const float>(std::int32_t node)>;
 /// Walks `tree` with the rule above and advances `sampler` by the emitted tokens. Stops exactly at
 /// the token that ends the request, also inside an accepted run. Rows are asked for along the
 /// accepted path only. `out` is overwritten; its capacity is reused. `rows` holds node + 1.
+/// Throws what sample() throws; `out` and `sampler` then hold the tokens emitted before.
 SMARTSPEC_API void verify_tree(const TokenTree& tree, const LogitsRow& logits, Sampler& sampler,
                                Verification& out);
 

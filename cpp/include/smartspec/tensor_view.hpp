@@ -10,8 +10,8 @@
 
 namespace smartspec {
 
-/// Borrows `data`; whoever made the view keeps the memory alive. Row-major and contiguous: there are
-/// no strides, because every weight file and NumPy array the engine takes is contiguous.
+/// Borrows `data`; whoever made the view keeps the memory alive. Row-major and contiguous: there
+/// are no strides, because every weight file and NumPy array the engine takes is contiguous.
 struct TensorView {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;

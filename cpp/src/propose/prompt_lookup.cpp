@@ -54,7 +54,8 @@ bool same_ngram(std::span<const TokenId> tokens, std::int32_t a, std::int32_t b,
 }
 
 /// Adds the continuation of the occurrence ending at `end` to the tree, sharing what is there.
-/// Past the end of the text it goes on with its own tokens: a period repeats as long as it is asked.
+/// Past the end of the text it goes on with its own tokens: a period repeats as long as it is
+/// asked.
 void add_continuation(std::span<const TokenId> tokens, std::int32_t end, std::int32_t length,
                       const ProposeRequest& request, TokenTree& tree) {
   const auto num_tokens = static_cast<std::int32_t>(tokens.size());

@@ -66,8 +66,7 @@ TEST(PromptLookupTest, NothingFoundIsAnEmptyTree) {
 }
 
 TEST(PromptLookupTest, WidthMergesDistinctContinuations) {
-  PromptLookupProposer proposer(
-      {.prompt_lookup_max = 1, .prompt_lookup_min = 1, .tree_width = 2});
+  PromptLookupProposer proposer({.prompt_lookup_max = 1, .prompt_lookup_min = 1, .tree_width = 2});
   const TokenTree tree = propose_one(proposer, {1, 2, 5, 1, 3, 6, 1}, 2);
   EXPECT_EQ(tree.tokens, (std::vector<TokenId>{3, 6, 2, 5}));
   EXPECT_EQ(tree.parents, (std::vector<std::int32_t>{-1, 0, -1, 2}));
@@ -107,8 +106,9 @@ TEST(PromptLookupTest, OptionsOutOfRangeAreRefused) {
                std::invalid_argument);
   EXPECT_THROW(PromptLookupProposer({.prompt_lookup_max = 3, .prompt_lookup_min = 0}),
                std::invalid_argument);
-  EXPECT_THROW(PromptLookupProposer({.prompt_lookup_max = 3, .prompt_lookup_min = 1, .tree_width = 0}),
-               std::invalid_argument);
+  EXPECT_THROW(
+      PromptLookupProposer({.prompt_lookup_max = 3, .prompt_lookup_min = 1, .tree_width = 0}),
+      std::invalid_argument);
 }
 
 }  // namespace
