@@ -99,7 +99,8 @@ class SMARTSPEC_API Sampler {
 
 /// What verifying one tree gave.
 struct Verification {
-  std::vector<std::int32_t> path;          // accepted nodes, root side first
+  std::vector<std::int32_t> path;          // nodes whose token was emitted, root side first; one
+                                           // whose token ends the request is among them
   std::vector<TokenId> tokens;             // emitted: one per node of the path, plus the last one
                                            // drawn unless the request ended inside the path
   std::vector<PositionLogprobs> logprobs;  // [tokens] when params.logprobs is set, else empty
@@ -123,7 +124,9 @@ SMARTSPEC_API void verify_tree(const TokenTree& tree, const LogitsRow& logits, S
 SMARTSPEC_API std::uint64_t seed_of_completion(std::uint64_t seed, std::int32_t index) noexcept;
 
 /// Standard Gumbel noise of (seed, position, token): the one definition everything else agrees
-/// with.
+/// with. A draw takes the greatest logit * (1 / T) + gumbel_noise(...), each operation in IEEE
+/// double, with position = prompt and output tokens before the drawn one. Same bits on every
+/// machine: Philox4x32-10 and a log of our own (cpp/src/verify/rule.hpp has the counter layout).
 SMARTSPEC_API double gumbel_noise(std::uint64_t seed, std::int64_t position,
                                   TokenId token) noexcept;
 
