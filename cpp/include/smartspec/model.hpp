@@ -87,7 +87,7 @@ class SMARTSPEC_API Model {
   Model(Model&&) noexcept;
   Model& operator=(Model&&) noexcept;
 
-  [[nodiscard]] const ModelConfig& config() const noexcept;
+  [[nodiscard]] const ModelConfig& config() const noexcept;  // with head_dim filled in
   [[nodiscard]] DType dtype() const noexcept;
   [[nodiscard]] const std::shared_ptr<Runtime>& runtime() const noexcept;
   [[nodiscard]] std::int64_t num_parameters() const noexcept;

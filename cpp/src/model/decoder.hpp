@@ -15,12 +15,12 @@ namespace smartspec {
 
 /// One forward pass. Rows of all sequences lie one behind the other.
 struct ForwardBatch {
-  std::vector<std::int32_t> tokens;         // [num_rows]
-  std::vector<std::int32_t> positions;      // [num_rows]
-  std::vector<SlotId> slots;                // [num_rows] where this row's K and V go
+  std::vector<std::int32_t> tokens;     // [num_rows]
+  std::vector<std::int32_t> positions;  // [num_rows]
+  std::vector<SlotId> slots;            // [num_rows] where this row's K and V go
   std::vector<AttentionSequence> sequences;
-  std::vector<std::int32_t> logits_rows;    // rows whose logits are wanted, ascending
-  void clear();                             // keeps capacity
+  std::vector<std::int32_t> logits_rows;  // rows whose logits are wanted, ascending
+  void clear();                           // keeps capacity
   [[nodiscard]] std::int32_t num_rows() const noexcept {
     return static_cast<std::int32_t>(tokens.size());
   }
