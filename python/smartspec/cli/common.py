@@ -1,0 +1,88 @@
+# SPDX-FileCopyrightText: The SmartSpec authors
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..llm import LLM
+from ..shipped import shipped_model
+from ..speculation import PROPOSERS, Speculation
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the examples as they are and shows defaults."""
+
+
+def model_path(text: str) -> str:
+    """The names target and draft mean the shipped pair, unless such a directory is here."""
+    if text in ("target", "draft") and not Path(text).exists():
+        return shipped_model(text)
+    return text
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and engine")
+    group.add_argument(
+        "--model",
+        type=model_path,
+        required=True,
+        metavar="DIR",
+        help="Hugging Face model directory, or 'target' for the shipped model",
+    )
+    group.add_argument(
+        "--draft-model",
+        type=model_path,
+        default=None,
+        metavar="DIR",
+        help="smaller model with the same vocabulary, or 'draft' for the shipped one",
+    )
+    group.add_argument(
+        "--speculation",
+        choices=PROPOSERS,
+        default=None,
+        help="what drafts; unset: the draft model where one is given, else nothing",
+    )
+    group.add_argument("--draft-tokens", type=int, default=4, help="longest draft", metavar="K")
+    group.add_argument("--tree-width", type=int, default=1, help="candidates per position")
+    group.add_argument("--max-num-seqs", type=int, default=64, help="requests running at once")
+    group.add_argument(
+        "--max-num-batched-tokens", type=int, default=512, help="rows of one forward pass"
+    )
+    group.add_argument(
+        "--max-model-len", type=int, default=None, help="longest prompt plus output; unset: as "
+        "the model allows",
+    )  # fmt: skip
+    group.add_argument("--block-size", type=int, default=16, help="tokens per KV block")
+    group.add_argument("--num-kv-blocks", type=int, default=0, help="0: chosen automatically")
+    group.add_argument(
+        "--no-enable-prefix-caching", action="store_true", help="never reuse prompts' KV"
+    )
+    group.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    group.add_argument("--kv-dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    group.add_argument(
+        "--num-threads", type=int, default=0, help="0: every core this process may use"
+    )
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+
+
+def make_llm(options: argparse.Namespace) -> LLM:
+    name = options.speculation or ("draft" if options.draft_model else "off")
+    spec = Speculation(name, max_tokens=options.draft_tokens, tree_width=options.tree_width)
+    return LLM(
+        options.model,
+        draft_model=options.draft_model,
+        speculation=spec,
+        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        block_size=options.block_size,
+        num_kv_blocks=options.num_kv_blocks,
+        max_model_len=options.max_model_len,
+        dtype=options.dtype,
+        kv_dtype=options.kv_dtype,
+        enable_prefix_caching=not options.no_enable_prefix_caching,
+        num_threads=options.num_threads,
+        device=options.device,
+    )

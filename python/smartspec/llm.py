@@ -1,0 +1,306 @@
+# SPDX-FileCopyrightText: The SmartSpec authors
+# SPDX-License-Identifier: Apache-2.0
+"""The offline interface: a model directory in, completions out; shaped as vLLM's LLM."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import smartspec_core as core
+
+from . import metrics
+from .chat import ChatTemplate
+from .config import load_config, load_generation_config
+from .loader import load_model, model_directory
+from .outputs import RequestOutput
+from .requests import ActiveRequest, PreparedRequest, read_prompt
+from .sampling_params import SamplingParams, check_int
+from .speculation import Speculation
+from .tokenizer import Tokenizer
+
+_INT32_MAX = 2**31 - 1
+_UINT64_MAX = 2**64 - 1
+_DTYPES = ("auto", "float32", "bfloat16")
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+
+
+class LLM:
+    """One target model, an engine over it, and its tokenizer.
+
+    `model`, `draft_model`: Hugging Face directories (config.json, safetensors, tokenizer.json).
+    `speculation`: a Speculation, its fields as a dict, a proposer's name or a Proposer object; None
+    drafts with the draft model where one is given and not at all otherwise.
+    `num_kv_blocks` 0 and `max_model_len` None choose automatically; `num_threads` 0 takes the cores
+    this process may use. Methods may be called from several threads: their requests share batches.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        draft_model: str | Path | None = None,
+        speculation: Speculation | Mapping[str, Any] | str | core.Proposer | None = None,
+        *,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512,
+        block_size: int = 16,
+        num_kv_blocks: int = 0,
+        max_model_len: int | None = None,
+        dtype: str = "auto",
+        kv_dtype: str = "auto",
+        enable_prefix_caching: bool = True,
+        num_threads: int = 0,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("dtype", dtype), ("kv_dtype", kv_dtype)):
+            if value not in _DTYPES:
+                raise ValueError(f"{name} must be one of {', '.join(_DTYPES)}, got {value!r}")
+        options = core.EngineOptions()
+        options.max_num_seqs = check_int("max_num_seqs", max_num_seqs, 1, 4096)
+        options.max_num_batched_tokens = check_int(
+            "max_num_batched_tokens", max_num_batched_tokens, options.max_num_seqs, 1 << 20
+        )
+        options.block_size = check_int("block_size", block_size, 16, 4096)
+        options.num_kv_blocks = check_int("num_kv_blocks", num_kv_blocks, 0, _INT32_MAX)
+        options.max_model_len = check_int("max_model_len", max_model_len or 0, 0, _INT32_MAX)
+        options.kv_dtype = None if kv_dtype == "auto" else kv_dtype
+        options.enable_prefix_caching = bool(enable_prefix_caching)
+        options.seed = check_int("seed", seed, 0, _UINT64_MAX)
+        check_int("num_threads", num_threads, 0, 1024)
+        self.speculation = Speculation.resolve(speculation, draft_model is not None)
+
+        folder = model_directory("model", model)
+        self.model_path = folder
+        self.model_config = load_config(folder)
+        vocab_size = self.model_config.vocab_size
+        self.runtime = core.make_runtime(device, num_threads)
+        self.model = load_model(self.runtime, folder, self.model_config, dtype)
+        self.tokenizer = Tokenizer.from_directory(folder, vocab_size)
+        self.chat_template = ChatTemplate.from_directory(folder)
+        self.generation_config = load_generation_config(folder, vocab_size)
+        stops = core.StopVocabulary(
+            self.generation_config.eos_token_ids,
+            self.tokenizer.stop_bytes() if self.tokenizer is not None else [],
+        )
+        proposer, policy = self._drafting(draft_model, dtype, options)
+        self.engine = core.Engine(self.model, options, stops, proposer, policy)
+        self._active: dict[int, ActiveRequest] = {}
+        self._lock = threading.Lock()
+
+    def _drafting(
+        self, draft_model: str | Path | None, dtype: str, options: core.EngineOptions
+    ) -> tuple[core.Proposer | None, core.LengthPolicy]:
+        spec = self.speculation
+        if spec.proposer == "off":
+            return None, core.make_off_policy()
+        policy = core.make_fixed_policy(spec.max_tokens)
+        if isinstance(spec.proposer, core.Proposer):
+            return spec.proposer, policy
+        if spec.proposer == "lookup":
+            lookup = core.PromptLookupProposer(
+                spec.prompt_lookup_max, spec.prompt_lookup_min, spec.tree_width
+            )
+            return lookup, policy
+        folder = model_directory("draft_model", draft_model)
+        config = load_config(folder)
+        draft = core.DraftModelOptions()
+        draft.tree_width = spec.tree_width
+        draft.block_size = options.block_size
+        draft.max_num_seqs = options.max_num_seqs
+        draft.max_num_batched_tokens = options.max_num_batched_tokens
+        draft.max_model_len = min(
+            config.max_position_embeddings,
+            options.max_model_len or self.model_config.max_position_embeddings,
+        )
+        model = load_model(self.runtime, folder, config, dtype)
+        proposer = core.DraftModelProposer(model, self.model_config.vocab_size, draft)
+        return proposer, policy
+
+    @property
+    def max_model_len(self) -> int:
+        return self.engine.options.max_model_len
+
+    def get_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError(f"{self.model_path} has no tokenizer.json")
+        return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What generation_config.json recommends, over SamplingParams' own defaults."""
+        values: dict[str, Any] = dict(self.generation_config.sampling)
+        return SamplingParams(**values)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Completions in the order of the prompts: texts, lists of token ids, or dicts with
+        "prompt" or "prompt_token_ids". Everything is checked before anything starts."""
+        entries = _as_list(prompts)
+        params = self._params_for(sampling_params, len(entries))
+        if priority is not None and len(priority) != len(entries):
+            raise ValueError(f"priority must have {len(entries)} entries, got {len(priority)}")
+        ranks = [
+            check_int(f"priority[{i}]", rank, -(2**31), _INT32_MAX)
+            for i, rank in enumerate(priority or [0] * len(entries))
+        ]
+        prepared = [
+            self.prepare(entry, chosen, rank, f"prompts[{i}]")
+            for i, (entry, chosen, rank) in enumerate(zip(entries, params, ranks, strict=True))
+        ]
+        requests = [self.start(request) for request in prepared]
+        bar = metrics.ProgressBar(len(requests), use_tqdm)
+        pending = requests
+        try:
+            while pending:
+                self.step(pending[0])
+                bar.update([request for request in pending if request.finished])
+                pending = [request for request in pending if not request.finished]
+        finally:
+            bar.close()
+            for request in requests:
+                self.abort(request)
+        return [request.result() for request in requests]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        **template_variables: Any,
+    ) -> list[RequestOutput]:
+        """One conversation, or a list of them, put into the model's chat template."""
+        template = self.chat_template if chat_template is None else ChatTemplate(chat_template)
+        if template is None:
+            raise ValueError(f"{self.model_path} has no chat template; pass chat_template")
+        if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
+            raise ValueError("messages must be a list of {'role': ..., 'content': ...}")
+        many = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations: Any = messages if many else [messages]
+        texts = template.render(conversations, add_generation_prompt, **template_variables)
+        tokenizer = self.get_tokenizer()
+        prompts = [
+            {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+            for text in texts
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, priority: int = 0
+    ) -> Iterator[RequestOutput]:
+        """What is new, step by step; the texts of all parts join to generate()'s. Checked at the
+        call; closing the iterator aborts the request."""
+        chosen = self._params_for(sampling_params, 1)[0]
+        rank = check_int("priority", priority, -(2**31), _INT32_MAX)
+        return self._stream(self.prepare(prompt, chosen, rank, "prompt"))
+
+    def _stream(self, prepared: PreparedRequest) -> Iterator[RequestOutput]:
+        request = self.start(prepared)
+        try:
+            while not request.finished:
+                self.step(request)
+                if (news := request.take_news()) is not None:
+                    yield news
+        finally:
+            self.abort(request)
+
+    def get_metrics(self) -> dict[str, float]:
+        """Counters and gauges under vLLM's names with the prefix "smartspec:"."""
+        return metrics.engine_metrics(self.engine.stats())
+
+    # ------------------------------------------------------- one request at a time, for servers
+
+    def prepare(
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0, field: str = "prompt"
+    ) -> PreparedRequest:
+        """Tokenizes and checks; ValueError names the field. Nothing has started yet."""
+        text, token_ids = read_prompt(prompt, field, self.tokenizer, self.model_config.vocab_size)
+        room = self.max_model_len - len(token_ids)
+        if room < 1:
+            raise ValueError(
+                f"{field} has {len(token_ids)} tokens; allowed are 1 to {self.max_model_len - 1} "
+                "(max_model_len - 1)"
+            )
+        native = params.to_native(self.tokenizer, self.model_config.vocab_size, room)
+        return PreparedRequest(text, token_ids, params, native, priority)
+
+    def start(self, prepared: PreparedRequest) -> ActiveRequest:
+        """Queues a request; drive it with step() until it is finished."""
+        with self._lock:
+            return self._start(prepared)
+
+    def _start(self, prepared: PreparedRequest) -> ActiveRequest:
+        arrival = time.monotonic()
+        request_id = self.engine.add_request(
+            prepared.token_ids, prepared.native, priority=prepared.priority
+        )
+        request = ActiveRequest(request_id, prepared, self.tokenizer, arrival)
+        self._active[request_id] = request
+        return request
+
+    def step(self, until: ActiveRequest | None = None) -> None:
+        """One engine step, and everybody's outputs to where they belong. With `until`: nothing
+        when that request has finished meanwhile in another thread's step."""
+        with self._lock:
+            if until is not None and until.finished:
+                return
+            outputs = self.engine.step()
+            now = time.monotonic()
+            for output in outputs:
+                request = self._active.get(output.id)
+                if request is None:
+                    continue
+                request.add(output, now)
+                if request.finished:
+                    del self._active[output.id]
+
+    def abort(self, request: ActiveRequest) -> None:
+        """Ends a request that is still running; nothing happens when it has finished."""
+        with self._lock:
+            if self._active.pop(request.request_id, None) is not None:
+                self.engine.abort(request.request_id)
+                request.aborted(time.monotonic())
+
+    def _params_for(
+        self, params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> list[SamplingParams]:
+        if params is None:
+            params = self.get_default_sampling_params()
+        if isinstance(params, SamplingParams):
+            return [params] * count
+        if not isinstance(params, Sequence) or not all(
+            isinstance(entry, SamplingParams) for entry in params
+        ):
+            raise ValueError("sampling_params must be SamplingParams, a list of them, or None")
+        if len(params) != count:
+            raise ValueError(f"sampling_params must have {count} entries, got {len(params)}")
+        return list(params)
+
+
+def _as_list(prompts: Any) -> list[Any]:
+    """A single prompt (a text, a dict, a list of ids) becomes a list of one."""
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    if isinstance(prompts, (bytes, bytearray)):
+        raise ValueError("prompts must be str or token ids, got bytes")
+    try:
+        entries = list(prompts)
+    except TypeError:
+        raise ValueError(
+            f"prompts must be a prompt or a list of prompts, got {type(prompts).__name__}"
+        ) from None
+    if not entries:
+        return []
+    if not isinstance(entries[0], (str, Mapping)) and hasattr(entries[0], "__index__"):
+        return [entries]
+    return entries

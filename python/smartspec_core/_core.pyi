@@ -1,0 +1,917 @@
+"""
+SmartSpec's engine core. Array arguments are never converted or copied silently.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import typing
+
+import numpy
+import numpy.typing
+
+__all__: list[str] = [
+    "DeviceError",
+    "DraftModelOptions",
+    "DraftModelProposer",
+    "Engine",
+    "EngineOptions",
+    "EngineStats",
+    "Error",
+    "FormatError",
+    "KvCache",
+    "KvCacheStats",
+    "LengthPolicy",
+    "MAX_BAD_WORDS",
+    "MAX_BAD_WORD_TOKENS",
+    "MAX_LOGPROBS",
+    "MAX_N",
+    "MAX_STOP_STRINGS",
+    "MAX_STOP_STRING_BYTES",
+    "MAX_STOP_TOKEN_IDS",
+    "MAX_TREE_NODES",
+    "Model",
+    "ModelConfig",
+    "Outcome",
+    "PromptLookupProposer",
+    "ProposeRequest",
+    "Proposer",
+    "RequestOutput",
+    "RequestStats",
+    "RopeScaling",
+    "Runtime",
+    "SafetensorsFile",
+    "Sampler",
+    "SamplingParams",
+    "StopVocabulary",
+    "Tensor",
+    "TokenLogprob",
+    "TokenTree",
+    "Verification",
+    "compute_logprobs",
+    "gumbel_noise",
+    "is_available",
+    "isa_name",
+    "make_fixed_policy",
+    "make_off_policy",
+    "make_runtime",
+    "seed_of_completion",
+    "verify_tree",
+]
+
+class Error(RuntimeError):
+    pass
+
+class FormatError(Error):
+    pass
+
+class DeviceError(Error):
+    pass
+
+class TokenTree:
+    """
+    Draft tokens in topological order; parent -1 is the last verified token. Without parents: a chain. Fields may be assigned freely; whoever takes the tree checks it.
+    """
+    @typing.overload
+    def __init__(self) -> None: ...
+    @typing.overload
+    def __init__(
+        self,
+        tokens: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+        parents: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None = None,
+        survival: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+        | None = None,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def __repr__(self) -> str: ...
+    def add(
+        self,
+        token: typing.SupportsInt | typing.SupportsIndex,
+        parent: typing.SupportsInt | typing.SupportsIndex,
+        survival: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+    ) -> int:
+        """
+        Appends a node and returns its index.
+        """
+    def validate(
+        self,
+        vocab_size: typing.SupportsInt | typing.SupportsIndex,
+        max_nodes: typing.SupportsInt | typing.SupportsIndex = 256,
+        max_depth: typing.SupportsInt | typing.SupportsIndex = 256,
+    ) -> str:
+        """
+        Empty when sound, else the first fault in words.
+        """
+    @property
+    def depths(self) -> list[int]: ...
+    @depths.setter
+    def depths(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def parents(self) -> list[int]: ...
+    @parents.setter
+    def parents(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def survival(self) -> list[float]: ...
+    @survival.setter
+    def survival(
+        self, arg0: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @tokens.setter
+    def tokens(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+
+class SamplingParams:
+    """
+    How to choose tokens and when to stop; vLLM's names and defaults. Bad words are token sequences here.
+    """
+
+    ignore_eos: bool
+    include_stop_str_in_output: bool
+    def __init__(self) -> None: ...
+    def validate(self, vocab_size: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Raises ValueError naming the field, its value and what is allowed.
+        """
+    @property
+    def allowed_token_ids(self) -> list[int] | None: ...
+    @allowed_token_ids.setter
+    def allowed_token_ids(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] | None
+    ) -> None: ...
+    @property
+    def bad_words(self) -> list[list[int]]: ...
+    @bad_words.setter
+    def bad_words(
+        self,
+        arg0: collections.abc.Sequence[
+            collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+        ],
+    ) -> None: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+    @frequency_penalty.setter
+    def frequency_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def logit_bias(self) -> list[tuple[int, float]]: ...
+    @logit_bias.setter
+    def logit_bias(
+        self,
+        arg0: collections.abc.Sequence[
+            tuple[
+                typing.SupportsInt | typing.SupportsIndex,
+                typing.SupportsFloat | typing.SupportsIndex,
+            ]
+        ],
+    ) -> None: ...
+    @property
+    def logprobs(self) -> int | None: ...
+    @logprobs.setter
+    def logprobs(self, arg0: typing.SupportsInt | typing.SupportsIndex | None) -> None: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @max_tokens.setter
+    def max_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def min_p(self) -> float: ...
+    @min_p.setter
+    def min_p(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def min_tokens(self) -> int: ...
+    @min_tokens.setter
+    def min_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def n(self) -> int: ...
+    @n.setter
+    def n(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def presence_penalty(self) -> float: ...
+    @presence_penalty.setter
+    def presence_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def prompt_logprobs(self) -> int | None: ...
+    @prompt_logprobs.setter
+    def prompt_logprobs(self, arg0: typing.SupportsInt | typing.SupportsIndex | None) -> None: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+    @repetition_penalty.setter
+    def repetition_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def seed(self) -> int | None: ...
+    @seed.setter
+    def seed(self, arg0: typing.SupportsInt | typing.SupportsIndex | None) -> None: ...
+    @property
+    def stop(self) -> list[str]: ...
+    @stop.setter
+    def stop(self, arg0: collections.abc.Sequence[str]) -> None: ...
+    @property
+    def stop_token_ids(self) -> list[int]: ...
+    @stop_token_ids.setter
+    def stop_token_ids(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def temperature(self) -> float: ...
+    @temperature.setter
+    def temperature(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def top_k(self) -> int: ...
+    @top_k.setter
+    def top_k(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def top_p(self) -> float: ...
+    @top_p.setter
+    def top_p(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class StopVocabulary:
+    """
+    End-of-text ids, and the bytes of every token for stop strings.
+    """
+    def __init__(
+        self,
+        eos_token_ids: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] = [],
+        token_bytes: collections.abc.Sequence[bytes] = [],
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def eos_token_ids(self) -> list[int]: ...
+
+class TokenLogprob:
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def token(self) -> int: ...
+
+class Sampler:
+    """
+    Sampling state of one request. Logits are float32 [vocab_size], read in place. One thread at a time.
+    """
+    def __init__(
+        self,
+        params: SamplingParams,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        prompt: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+        vocab_size: typing.SupportsInt | typing.SupportsIndex,
+        stops: StopVocabulary | None = None,
+    ) -> None: ...
+    def accept(self, token: typing.SupportsInt | typing.SupportsIndex) -> str | None:
+        """
+        Appends an emitted token: None, or 'stop' or 'length' when the request ends with it.
+        """
+    def mark(self) -> int: ...
+    def rewind(self, mark: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def sample(self, logits: numpy.ndarray) -> int:
+        """
+        The token at the next position; does not advance.
+        """
+    def sample_top(
+        self, logits: numpy.ndarray, count: typing.SupportsInt | typing.SupportsIndex
+    ) -> list[tuple[int, float]]:
+        """
+        The `count` best tokens of the same rule and their softmax(logits / T), best first.
+        """
+    @property
+    def is_greedy(self) -> bool: ...
+    @property
+    def matched_stop_string(self) -> int: ...
+    @property
+    def matched_stop_token(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+
+class Verification:
+    """
+    What verifying one tree gave.
+    """
+    @property
+    def finish_reason(self) -> str | None: ...
+    @property
+    def logprobs(self) -> list[list[TokenLogprob]]: ...
+    @property
+    def path(self) -> list[int]: ...
+    @property
+    def rows(self) -> list[int]: ...
+    @property
+    def tokens(self) -> list[int]: ...
+
+class Tensor:
+    """
+    A weight in memory, borrowed from a file or an array.
+    """
+    def __init__(self, array: numpy.ndarray, dtype: str | None = None) -> None:
+        """
+        Borrows a NumPy array; bfloat16 comes as uint16 with dtype='bfloat16'.
+        """
+    def numpy(self) -> numpy.ndarray:
+        """
+        A read-only view; bfloat16 as uint16 bits.
+        """
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> list[int]: ...
+
+class SafetensorsFile:
+    """
+    A safetensors file, mapped and checked. Raises FormatError.
+    """
+    def __init__(self, path: str) -> None: ...
+    def find(self, name: str) -> Tensor | None:
+        """
+        The tensor, or None.
+        """
+    def names(self) -> list[str]: ...
+
+class RopeScaling:
+    """
+    Long-context scaling of rotary embeddings.
+    """
+    class Type:
+        """
+        Members:
+
+          none
+
+          linear
+
+          llama3
+        """
+
+        __members__: typing.ClassVar[dict[str, RopeScaling.Type]]
+        linear: typing.ClassVar[RopeScaling.Type]
+        llama3: typing.ClassVar[RopeScaling.Type]
+        none: typing.ClassVar[RopeScaling.Type]
+        @typing.overload
+        def __eq__(self, other: RopeScaling.Type) -> bool: ...
+        @typing.overload
+        def __eq__(self, other: typing.Any) -> bool: ...
+        def __getstate__(self) -> int: ...
+        def __hash__(self) -> int: ...
+        def __index__(self) -> int: ...
+        def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+        def __int__(self) -> int: ...
+        @typing.overload
+        def __ne__(self, other: RopeScaling.Type) -> bool: ...
+        @typing.overload
+        def __ne__(self, other: typing.Any) -> bool: ...
+        def __repr__(self) -> str: ...
+        def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+        def __str__(self) -> str: ...
+        @property
+        def name(self) -> str: ...
+        @property
+        def value(self) -> int: ...
+
+    type: RopeScaling.Type
+    def __init__(self) -> None: ...
+    @property
+    def factor(self) -> float: ...
+    @factor.setter
+    def factor(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def high_freq_factor(self) -> float: ...
+    @high_freq_factor.setter
+    def high_freq_factor(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def low_freq_factor(self) -> float: ...
+    @low_freq_factor.setter
+    def low_freq_factor(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def original_max_position_embeddings(self) -> int: ...
+    @original_max_position_embeddings.setter
+    def original_max_position_embeddings(
+        self, arg0: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+
+class ModelConfig:
+    """
+    Shape of a Llama-family model; config.json's names.
+    """
+
+    attention_bias: bool
+    attention_output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    rope_scaling: RopeScaling
+    tie_word_embeddings: bool
+    def __init__(self) -> None: ...
+    def validate(self) -> None:
+        """
+        Raises FormatError naming the field.
+        """
+    @property
+    def head_dim(self) -> int: ...
+    @head_dim.setter
+    def head_dim(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @hidden_size.setter
+    def hidden_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @intermediate_size.setter
+    def intermediate_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_position_embeddings(self) -> int: ...
+    @max_position_embeddings.setter
+    def max_position_embeddings(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_window_layers(self) -> int: ...
+    @max_window_layers.setter
+    def max_window_layers(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @num_attention_heads.setter
+    def num_attention_heads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @num_key_value_heads.setter
+    def num_key_value_heads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+    @rms_norm_eps.setter
+    def rms_norm_eps(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def rope_theta(self) -> float: ...
+    @rope_theta.setter
+    def rope_theta(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def sliding_window(self) -> int: ...
+    @sliding_window.setter
+    def sliding_window(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @vocab_size.setter
+    def vocab_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class Runtime:
+    """
+    One device with its threads; models may share it.
+    """
+    @property
+    def isa_name(self) -> str: ...
+    @property
+    def num_threads(self) -> int: ...
+
+class Model:
+    """
+    Weights packed for a device; immutable.
+    """
+    @staticmethod
+    def from_tensors(
+        runtime: Runtime, config: ModelConfig, source: typing.Any, dtype: str | None = None
+    ) -> Model:
+        """
+        `source` maps a Hugging Face weight name to a Tensor or a NumPy array: a mapping, or a callable that returns None where there is none.
+        """
+    def bytes_per_kv_token(self, kv_dtype: str | None = None) -> int: ...
+    def forward_logits(
+        self, token_ids: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32]
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        For tests and debugging: float32 logits [len(token_ids), vocab_size] of one sequence.
+        """
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def num_parameters(self) -> int: ...
+
+class KvCacheStats:
+    @property
+    def evictions(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def num_cached(self) -> int: ...
+    @property
+    def num_free(self) -> int: ...
+    @property
+    def prefix_hits(self) -> int: ...
+    @property
+    def prefix_queries(self) -> int: ...
+
+class KvCache:
+    """
+    Bookkeeping of a paged KV cache: says which slots to write, read and copy. Holds no tensors. Moves are (source slot, destination slot).
+    """
+    def __init__(
+        self,
+        num_blocks: typing.SupportsInt | typing.SupportsIndex,
+        block_size: typing.SupportsInt | typing.SupportsIndex = 16,
+        enable_prefix_caching: bool = True,
+        hash_seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def add_sequence(self, cache_salt: typing.SupportsInt | typing.SupportsIndex = 0) -> int: ...
+    def block_table(
+        self, sequence: typing.SupportsInt | typing.SupportsIndex
+    ) -> numpy.typing.NDArray[numpy.int32]: ...
+    def blocks_needed(
+        self,
+        sequence: typing.SupportsInt | typing.SupportsIndex,
+        num_slots: typing.SupportsInt | typing.SupportsIndex,
+    ) -> int: ...
+    def check_integrity(self) -> str:
+        """
+        Empty when sound.
+        """
+    def clear_prefix_cache(self) -> None: ...
+    def commit(
+        self,
+        sequence: typing.SupportsInt | typing.SupportsIndex,
+        path: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        tokens: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+    ) -> list[tuple[int, int]]:
+        """
+        Keeps the reserved offsets in `path`; returns the moves that make them contiguous.
+        """
+    def fork(
+        self,
+        sequence: typing.SupportsInt | typing.SupportsIndex,
+        length: typing.SupportsInt | typing.SupportsIndex,
+    ) -> int: ...
+    def match_prefix(
+        self,
+        sequence: typing.SupportsInt | typing.SupportsIndex,
+        tokens: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+    ) -> int:
+        """
+        The verified length after attaching.
+        """
+    def remove_sequence(self, sequence: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def reserve(
+        self,
+        sequence: typing.SupportsInt | typing.SupportsIndex,
+        num_slots: typing.SupportsInt | typing.SupportsIndex,
+    ) -> list[tuple[int, int]] | None:
+        """
+        Copies to perform first, or None when the pool is exhausted (nothing changed).
+        """
+    def reserved(self, sequence: typing.SupportsInt | typing.SupportsIndex) -> int: ...
+    def rollback(self, sequence: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def slot(
+        self,
+        sequence: typing.SupportsInt | typing.SupportsIndex,
+        index: typing.SupportsInt | typing.SupportsIndex,
+    ) -> int: ...
+    def stats(self) -> KvCacheStats: ...
+    def truncate(
+        self,
+        sequence: typing.SupportsInt | typing.SupportsIndex,
+        length: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def verified_length(self, sequence: typing.SupportsInt | typing.SupportsIndex) -> int: ...
+    @property
+    def num_sequences(self) -> int: ...
+
+class ProposeRequest:
+    """
+    A running request that may draft now. `tokens` is the prompt and the verified output, int32.
+    """
+    def __init__(
+        self,
+        id: typing.SupportsInt | typing.SupportsIndex,
+        tokens: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+        max_depth: typing.SupportsInt | typing.SupportsIndex,
+        num_prompt_tokens: typing.SupportsInt | typing.SupportsIndex | None = None,
+        max_nodes: typing.SupportsInt | typing.SupportsIndex | None = None,
+        sampling: SamplingParams = ...,
+        seed: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def max_depth(self) -> int: ...
+    @property
+    def max_nodes(self) -> int: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
+    def sampling(self) -> SamplingParams: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int32]: ...
+
+class Outcome:
+    """
+    What became of one proposed tree.
+    """
+    @property
+    def accepted_path(self) -> list[int]: ...
+    @property
+    def emitted(self) -> list[int]: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def tree(self) -> TokenTree: ...
+
+class Proposer:
+    """
+    Subclass it and define propose(self, requests) -> list with one entry per request: a TokenTree, a list of token ids (a chain), or None. Optional: observe(self, outcomes) and finish(self, request_id). Nothing it returns or raises can change any output.
+    """
+    def __init__(self) -> None: ...
+    def propose(self, requests: collections.abc.Sequence[ProposeRequest]) -> list[TokenTree]: ...
+    @property
+    def name(self) -> str: ...
+
+class PromptLookupProposer(Proposer):
+    """
+    Drafts what followed the latest earlier occurrence of the newest n-gram.
+    """
+    def __init__(
+        self,
+        prompt_lookup_max: typing.SupportsInt | typing.SupportsIndex = 4,
+        prompt_lookup_min: typing.SupportsInt | typing.SupportsIndex = 2,
+        tree_width: typing.SupportsInt | typing.SupportsIndex = 1,
+    ) -> None: ...
+
+class DraftModelOptions:
+    def __init__(self) -> None: ...
+    @property
+    def block_size(self) -> int: ...
+    @block_size.setter
+    def block_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def kv_memory_bytes(self) -> int: ...
+    @kv_memory_bytes.setter
+    def kv_memory_bytes(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @max_model_len.setter
+    def max_model_len(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_num_batched_tokens(self) -> int: ...
+    @max_num_batched_tokens.setter
+    def max_num_batched_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    @max_num_seqs.setter
+    def max_num_seqs(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_kv_blocks(self) -> int: ...
+    @num_kv_blocks.setter
+    def num_kv_blocks(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def tree_width(self) -> int: ...
+    @tree_width.setter
+    def tree_width(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class DraftModelProposer(Proposer):
+    """
+    Drafts with a small model that draws with the target's noise.
+    """
+    def __init__(
+        self,
+        model: Model,
+        target_vocab_size: typing.SupportsInt | typing.SupportsIndex,
+        options: DraftModelOptions = ...,
+    ) -> None: ...
+    def check_integrity(self) -> str:
+        """
+        Empty when sound.
+        """
+
+class LengthPolicy:
+    """
+    How much each request may draft.
+    """
+    @property
+    def name(self) -> str: ...
+
+class EngineOptions:
+    """
+    Names and meaning as in vLLM.
+    """
+
+    enable_prefix_caching: bool
+    kv_dtype: str | None
+    record_logits_hash: bool
+    def __init__(self) -> None: ...
+    @property
+    def block_size(self) -> int: ...
+    @block_size.setter
+    def block_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def kv_memory_bytes(self) -> int: ...
+    @kv_memory_bytes.setter
+    def kv_memory_bytes(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @max_model_len.setter
+    def max_model_len(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_num_batched_tokens(self) -> int: ...
+    @max_num_batched_tokens.setter
+    def max_num_batched_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    @max_num_seqs.setter
+    def max_num_seqs(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_kv_blocks(self) -> int: ...
+    @num_kv_blocks.setter
+    def num_kv_blocks(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def prefix_hash_seed(self) -> int: ...
+    @prefix_hash_seed.setter
+    def prefix_hash_seed(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @seed.setter
+    def seed(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class RequestStats:
+    @property
+    def no_speculation_reason(self) -> str:
+        """
+        Why the last step did not speculate, or 'none'.
+        """
+    @property
+    def num_accepted(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def num_drafted(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+
+class EngineStats:
+    @property
+    def forward_seconds(self) -> float: ...
+    @property
+    def kv(self) -> KvCacheStats: ...
+    @property
+    def last_proposer_error(self) -> str: ...
+    @property
+    def num_accepted(self) -> int: ...
+    @property
+    def num_drafted(self) -> int: ...
+    @property
+    def num_emitted(self) -> int: ...
+    @property
+    def num_invalid_drafts(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def num_proposer_errors(self) -> int: ...
+    @property
+    def num_running(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_tokens_computed(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def propose_seconds(self) -> float: ...
+    @property
+    def step_seconds(self) -> float: ...
+    @property
+    def verify_seconds(self) -> float: ...
+
+class RequestOutput:
+    """
+    What one step did for one completion of one request.
+    """
+    @property
+    def error(self) -> str: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def logits_hashes(self) -> list[int]: ...
+    @property
+    def logprobs(self) -> list[list[TokenLogprob]]: ...
+    @property
+    def new_token_ids(self) -> list[int]: ...
+    @property
+    def prompt_logprobs(self) -> list[list[TokenLogprob]]: ...
+    @property
+    def stats(self) -> RequestStats: ...
+    @property
+    def stop_string_index(self) -> int: ...
+    @property
+    def stop_token_id(self) -> int: ...
+
+class Engine:
+    """
+    Continuous batching over one model, speculating as the proposer and the policy say, and emitting exactly what plain decoding would emit. Any thread may call any method; step() and the rest run one at a time, add_request() and abort() also during a step.
+    """
+    def __init__(
+        self,
+        model: Model,
+        options: EngineOptions = ...,
+        stops: StopVocabulary | None = None,
+        proposer: Proposer | None = None,
+        policy: LengthPolicy | None = None,
+    ) -> None: ...
+    def abort(self, request_id: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        False when unknown or already ended. No output follows.
+        """
+    def add_request(
+        self,
+        prompt_token_ids: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+        sampling: SamplingParams = ...,
+        priority: typing.SupportsInt | typing.SupportsIndex = 0,
+        cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+        speculate: bool = True,
+        max_draft_tokens: typing.SupportsInt | typing.SupportsIndex | None = None,
+    ) -> int:
+        """
+        Checks everything, then queues the request; returns its id.
+        """
+    def check_integrity(self) -> str:
+        """
+        Empty when sound.
+        """
+    def clear_prefix_cache(self) -> None: ...
+    def has_unfinished(self) -> bool: ...
+    def preempt(
+        self,
+        request_id: typing.SupportsInt | typing.SupportsIndex,
+        index: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> bool:
+        """
+        For tests: preempts a running request now.
+        """
+    def stats(self) -> EngineStats: ...
+    def step(self) -> list[RequestOutput]:
+        """
+        One forward pass; outputs of requests that emitted or ended.
+        """
+    @property
+    def model_config(self) -> ModelConfig: ...
+    @property
+    def options(self) -> EngineOptions: ...
+
+def compute_logprobs(
+    logits: numpy.ndarray,
+    chosen: typing.SupportsInt | typing.SupportsIndex,
+    num_top: typing.SupportsInt | typing.SupportsIndex,
+) -> list[TokenLogprob]: ...
+def gumbel_noise(
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    position: typing.SupportsInt | typing.SupportsIndex,
+    token: typing.SupportsInt | typing.SupportsIndex,
+) -> float:
+    """
+    The noise of (seed, absolute output position, token id) that every draw adds.
+    """
+
+def is_available(device: str) -> bool: ...
+def isa_name(runtime: Runtime) -> str: ...
+def make_fixed_policy(max_tokens: typing.SupportsInt | typing.SupportsIndex) -> LengthPolicy:
+    """
+    min(max_tokens, what may still be emitted) for everyone.
+    """
+
+def make_off_policy() -> LengthPolicy:
+    """
+    Length 0 for everyone.
+    """
+
+def make_runtime(
+    device: str = "cpu", num_threads: typing.SupportsInt | typing.SupportsIndex = 0
+) -> Runtime:
+    """
+    num_threads 0 takes the cores this process may run on.
+    """
+
+def seed_of_completion(
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    index: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
+def verify_tree(tree: TokenTree, logits: numpy.ndarray, sampler: Sampler) -> Verification:
+    """
+    Walks `tree` with the target's own tokens and advances the sampler. `logits` is float32 [len(tree) + 1, vocab_size]; row 0 follows the last verified token, row i + 1 node i.
+    """
+
+MAX_BAD_WORDS: int = 4096
+MAX_BAD_WORD_TOKENS: int = 256
+MAX_LOGPROBS: int = 1024
+MAX_N: int = 1024
+MAX_STOP_STRINGS: int = 256
+MAX_STOP_STRING_BYTES: int = 4096
+MAX_STOP_TOKEN_IDS: int = 4096
+MAX_TREE_NODES: int = 256
+__version__: str = "0.1.0"
