@@ -1,0 +1,111 @@
+# SPDX-FileCopyrightText: The SmartSpec authors
+# SPDX-License-Identifier: Apache-2.0
+"""Promise P1 with a proposer written in Python: tokens, and the logits behind them, of every
+request equal plain decoding of that request alone, bit for bit. (The full matrix of native
+proposers is tests/cpp/engine/exactness_test.cpp.)"""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import smartspec
+import smartspec_core as core
+
+NUM_REQUESTS = 16
+VOCAB = 96
+
+
+class HalfRight(core.Proposer):
+    """Random trees of a given width, seeded with the true continuation half of the time."""
+
+    def __init__(self, futures: list[list[int]], width: int, seed: int) -> None:
+        super().__init__()
+        self.futures = futures
+        self.width = width
+        self.rng = random.Random(seed)
+
+    def propose(self, requests):
+        return [self.tree(request) for request in requests]
+
+    def tree(self, request) -> core.TokenTree:
+        tokens = request.tokens.tolist()
+        future = next((f[len(tokens) :] for f in self.futures if f[: len(tokens)] == tokens), [])
+        tree = core.TokenTree()
+        parent = -1
+        for depth in range(self.rng.randint(0, request.max_depth)):
+            right = future[depth : depth + 1] if self.rng.random() < 0.8 else []
+            siblings = {self.rng.randrange(VOCAB) for _ in range(self.width - len(right))}
+            nodes = [tree.add(token, parent, 0.0) for token in {*right, *siblings}]
+            if not nodes:
+                break
+            parent = self.rng.choice(nodes)
+        return tree
+
+
+def requests() -> list[tuple[list[int], core.SamplingParams]]:
+    rng = random.Random(5)
+    result = []
+    for number in range(NUM_REQUESTS):
+        prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 60))]
+        params = core.SamplingParams()
+        params.temperature = float(number % 2)
+        params.seed = number
+        params.max_tokens = rng.randint(10, 40)
+        params.ignore_eos = True
+        if number % 3 == 1:
+            params.frequency_penalty = 0.5
+        if number % 4 == 2:
+            params.top_p = 0.9
+        result.append((prompt, params))
+    return result
+
+
+def serve(model, pool, batch, proposer=None, length=0, chunk=512, preempt=False):
+    """{number: (tokens, logits hashes)} of serving the pool."""
+    options = core.EngineOptions()
+    options.max_num_seqs = batch
+    options.max_num_batched_tokens = max(chunk, batch)
+    options.record_logits_hash = True
+    options.enable_prefix_caching = chunk < 512
+    policy = core.make_fixed_policy(length) if proposer is not None else None
+    engine = core.Engine(model, options, None, proposer, policy)
+    ids = {engine.add_request(prompt, params): n for n, (prompt, params) in pool}
+    streams: dict[int, tuple[list[int], list[int]]] = {n: ([], []) for n, _ in pool}
+    rng = random.Random(length)
+    while engine.has_unfinished():
+        if preempt and rng.random() < 0.3:
+            engine.preempt(rng.choice(list(ids)))
+        for output in engine.step():
+            tokens, hashes = streams[ids[output.id]]
+            tokens += output.new_token_ids
+            hashes += output.logits_hashes
+    assert engine.check_integrity() == ""
+    assert engine.stats().last_proposer_error == ""
+    return streams, engine.stats()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_python_proposer_changes_no_bit(tiny_path, num_threads):
+    llm = smartspec.LLM(tiny_path, num_threads=num_threads)
+    pool = list(enumerate(requests()))
+    expected = {}
+    for number, request in pool:
+        expected |= serve(llm.model, [(number, request)], batch=1)[0]
+    assert all(len(tokens) == len(hashes) for tokens, hashes in expected.values())
+    futures = [[*prompt, *expected[n][0]] for n, (prompt, _) in pool]
+
+    compared = accepted = 0
+    settings = itertools.product([1, 4, 9, 16], [1, 3, 4], [1, 5, 16])
+    for index, (length, width, batch) in enumerate(settings):
+        proposer = HalfRight(futures, width, index)
+        chunk = [512, 24, 33][index % 3]
+        got, stats = serve(llm.model, pool, batch, proposer, length, chunk, index % 2 == 0)
+        assert got == expected, f"length {length}, width {width}, batch {batch}, chunk {chunk}"
+        compared += sum(len(tokens) for tokens, _ in got.values())
+        accepted += stats.num_accepted
+    assert compared > 10_000
+    assert accepted > 1_000
+    assert np.unique([h for _, hashes in expected.values() for h in hashes]).size > 100
