@@ -30,7 +30,7 @@ struct EngineOptions {
   std::int32_t num_kv_blocks = 0;  // 0: enough for max_num_seqs requests, at most kv_memory_bytes
   std::int64_t kv_memory_bytes = std::int64_t{1} << 30;  // cap of the automatic choice
   std::int32_t max_model_len = 0;                        // 0: max_position_embeddings
-  std::optional<DType> kv_dtype;                         // empty: the model's dtype
+  std::optional<DType> kv_dtype{};                       // empty: the model's dtype
   bool enable_prefix_caching = true;
   std::uint64_t seed = 0;  // of requests that bring none
   std::uint64_t prefix_hash_seed = 0;
@@ -38,12 +38,12 @@ struct EngineOptions {
 };
 
 struct Request {
-  std::vector<TokenId> prompt_token_ids;
-  SamplingParams sampling;
-  std::int32_t priority = 0;                     // lower runs first, as in vLLM; ties by arrival
-  std::uint64_t cache_salt = 0;                  // prefix-cache tenant
-  bool speculate = true;                         // false: this request never drafts
-  std::optional<std::int32_t> max_draft_tokens;  // caps the policy's choice for this request
+  std::vector<TokenId> prompt_token_ids{};
+  SamplingParams sampling{};
+  std::int32_t priority = 0;                       // lower runs first, as in vLLM; ties by arrival
+  std::uint64_t cache_salt = 0;                    // prefix-cache tenant
+  bool speculate = true;                           // false: this request never drafts
+  std::optional<std::int32_t> max_draft_tokens{};  // caps the policy's choice for this request
 };
 
 struct RequestStats {

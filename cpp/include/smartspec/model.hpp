@@ -71,8 +71,8 @@ SMARTSPEC_API std::string_view isa_name(const Runtime& runtime) noexcept;
 SMARTSPEC_API std::int32_t num_threads(const Runtime& runtime) noexcept;
 
 struct ModelOptions {
-  std::optional<DType> dtype;  // kFloat32 or kBFloat16; empty: as stored, kFloat32 for float16
-  std::shared_ptr<void> keep_alive;  // whatever owns the memory behind the weight views
+  std::optional<DType> dtype{};  // kFloat32 or kBFloat16; empty: as stored, kFloat32 for float16
+  std::shared_ptr<void> keep_alive{};  // whatever owns the memory behind the weight views
 };
 
 /// Weights, packed for the device; immutable after construction, shareable between engines.

@@ -156,7 +156,9 @@ class EngineFuzz {
     restart();
     for (std::int64_t i = 0; i < count && !::testing::Test::HasFailure(); ++i) {
       one_operation();
-      if (i % 64 == 0) ASSERT_EQ(engine_->check_integrity(), "");
+      if (i % 64 == 0) {
+        ASSERT_EQ(engine_->check_integrity(), "");
+      }
       if (i % 5000 == 4999) {
         drain();
         restart();

@@ -292,7 +292,7 @@ TEST_P(ExactnessTest, RandomCombinations) {
 
 INSTANTIATE_TEST_SUITE_P(Weights, ExactnessTest,
                          ::testing::Values(DType::kFloat32, DType::kBFloat16),
-                         [](const auto& info) { return std::string(name_of(info.param)); });
+                         [](const auto& weights) { return std::string(name_of(weights.param)); });
 
 }  // namespace
 }  // namespace smartspec
