@@ -95,7 +95,7 @@ test-tsan: setup-test
 # Built in build/release, where everything is compiled already.
 test-wheel: build-tests
 	@$(STEP) "wheel: build, install into an empty folder, import" $(LOGS)/wheel.log \
-	  tools/check_wheel build/release build/wheel
+	  env CMAKE_ARGS="$(PYTHON_HEADERS)" tools/check_wheel build/release build/wheel
 
 lint: build-tests
 	@$(STEP) "lint: layers, clang-format, ruff, mypy, stubs" $(LOGS)/lint.log tools/lint
@@ -114,9 +114,10 @@ bench: build-tests
 	  echo "== $$program"; $$program || exit; done
 	@for program in bench/python/*.py; do echo "== $$program"; $(BIN)/python $$program || exit; done
 
-wheel: setup
-	@$(STEP) "building the wheel" $(LOGS)/wheel.log \
-	  $(BIN)/python -m pip wheel . --no-build-isolation --no-deps -w dist
+wheel: build
+	@$(STEP) "packing the wheel" $(LOGS)/wheel.log env CMAKE_ARGS="$(PYTHON_HEADERS)" \
+	  $(BIN)/python -m pip wheel . --no-build-isolation --no-deps -w dist \
+	  --config-settings=build-dir=build/release
 	@ls -l dist/*.whl
 
 clean:

@@ -26,7 +26,6 @@ VENV = ROOT / ".venv"
 DEPS = ROOT / ".deps"
 PYTHON = VENV / "bin" / "python"
 TORCH = "torch==2.13.0"
-TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def say(text: str) -> None:
@@ -152,17 +151,17 @@ def pip_install(requirements: list[str], *options: str) -> tuple[bool, str]:
 
 
 def install_torch() -> None:
-    """The +cpu build by name: the plain one may come with gigabytes of CUDA libraries."""
+    """The CPU build by name where pip's index has it, else the plain one, which on Linux brings
+    gigabytes of CUDA libraries; PIP_EXTRA_INDEX_URL can point pip to PyTorch's CPU index."""
     if run_quiet(PYTHON, "-c", "import torch")[0]:
         return
-    say(f"installing {TORCH} (CPU)")
-    wanted = [f"{TORCH}+cpu"]
-    done, first = pip_install(wanted)
+    say(f"installing {TORCH}")
+    done, first = pip_install([f"{TORCH}+cpu"])
+    if done:
+        return
+    done, second = pip_install([TORCH])
     if not done:
-        done, second = pip_install(wanted, "--index-url", TORCH_INDEX, "--extra-index-url",
-                                   "https://pypi.org/simple")  # fmt: skip
-        if not done:
-            fail(f"pip could not install {TORCH}:\n{first}\n{second}")
+        fail(f"pip could not install {TORCH}:\n{first}\n{second}")
 
 
 def install_group(name: str, requirements: list[str], what: str) -> None:
