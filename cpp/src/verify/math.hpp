@@ -69,6 +69,25 @@ inline double exp_of_clamped(double x) noexcept {
 /// exp(x) for x <= 0; arguments below -700 give exp(-700).
 inline double portable_exp(double x) noexcept { return exp_of_clamped(clamp_exponent(x)); }
 
+/// exp(x) for x <= 0 in single precision, relative error below 1e-6; arguments below -80 give
+/// e^-80.
+inline float approximate_exp(float x) noexcept {
+  constexpr float kRound = 0x1.8p+23F;
+  const float clamped = x > -80.0F ? x : -80.0F;
+  const float shifted = clamped * 0x1.715476p+0F + kRound;
+  const float n = shifted - kRound;
+  const float r = (clamped - n * 0x1.62e4p-1F) - n * 0x1.7f7d1cp-20F;
+  float p = 1.0F / 720.0F;
+  p = p * r + 1.0F / 120.0F;
+  p = p * r + 1.0F / 24.0F;
+  p = p * r + 1.0F / 6.0F;
+  p = p * r + 0.5F;
+  p = p * r + 1.0F;
+  p = p * r + 1.0F;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(p) +
+                              (std::bit_cast<std::uint32_t>(shifted) << 23));
+}
+
 /// A number in [0, 1] as an integer in units of 2^-40. Integers add up to the same sum in any
 /// order: that is what makes the top-p cut a pure function of the row, however it is searched for.
 inline std::uint64_t to_fixed(double x) noexcept {

@@ -223,4 +223,21 @@ inline double kept_mass(std::span<const float> row, float max, double inv_t,
   return sum;
 }
 
+/// The same sum over all tokens in single precision, several times faster: good to about 1e-6, for
+/// survival estimates that no output depends on.
+inline float approximate_mass(std::span<const float> row, float max, float inv_t) noexcept {
+  constexpr std::size_t kLanes = 16;  // fixed lanes let the compiler vectorize the sum
+  std::array<float, kLanes> sums{};
+  std::size_t first = 0;
+  for (; first + kLanes <= row.size(); first += kLanes) {
+    for (std::size_t j = 0; j < kLanes; ++j) {
+      sums[j] += approximate_exp((row[first + j] - max) * inv_t);
+    }
+  }
+  float sum = 0.0F;
+  for (; first < row.size(); ++first) sum += approximate_exp((row[first] - max) * inv_t);
+  for (const float lane : sums) sum += lane;
+  return sum;
+}
+
 }  // namespace smartspec::verify

@@ -81,7 +81,11 @@ class BasicSampler {
     for (const Candidate& c : scratch.top) out.push_back(c.token);
     if (scores == nullptr) return;
     const double inv_t = greedy_ ? 1.0 : 1.0 / static_cast<double>(params_.temperature);
-    const double mass = kept_mass(row, max, inv_t, cut);
+    const bool keeps_all = cut.logit == Cut{}.logit && cut.id == Cut{}.id;
+    const double mass =
+        keeps_all && inv_t < kMaxApproximateScale
+            ? static_cast<double>(approximate_mass(row, max, static_cast<float>(inv_t)))
+            : kept_mass(row, max, inv_t, cut);
     for (const Candidate& c : scratch.top) {
       const double d =
           static_cast<double>(row[static_cast<std::size_t>(c.token)]) - static_cast<double>(max);
@@ -113,6 +117,8 @@ class BasicSampler {
   [[nodiscard]] std::uint64_t seed() const noexcept { return seed_; }
 
  private:
+  static constexpr double kMaxApproximateScale = 1e6;  // of 1/T: keeps products finite in float
+
   static const SamplingParams& checked(const SamplingParams& params,
                                        std::span<const TokenId> prompt, std::int32_t vocab_size,
                                        const StopVocabulary* stops) {
