@@ -3,6 +3,7 @@
 // One step: run the scheduled rows, verify, commit, learn, emit.
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <utility>
 
 #include "engine/engine_core.hpp"
@@ -166,7 +167,8 @@ void EngineCore::verify(Completion& completion, std::span<const float> logits) {
   const auto row_of = [&](std::int32_t node) {
     return logits.subspan((root + static_cast<std::size_t>(node + 1)) * vocab, vocab);
   };
-  verify_tree(completion.tree, row_of, completion.sampler, completion.verification);
+  // By reference: the capture would not fit into the std::function and be allocated each time.
+  verify_tree(completion.tree, std::cref(row_of), completion.sampler, completion.verification);
 
   Verification& verified = completion.verification;
   completion.stats.num_drafted += completion.tree.size();

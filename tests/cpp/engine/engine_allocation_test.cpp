@@ -1,0 +1,83 @@
+// SPDX-FileCopyrightText: The SmartSpec authors
+// SPDX-License-Identifier: Apache-2.0
+// A step of the engine allocates only what grows with new tokens. A binary of its own, because it
+// replaces the global operator new.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "engine/test_models.hpp"
+#include "smartspec/draft_model.hpp"
+#include "smartspec/engine.hpp"
+#include "smartspec/prompt_lookup.hpp"
+
+namespace {
+std::atomic<std::int64_t> allocations{0};
+}
+
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  ++allocations;
+  const auto step = static_cast<std::size_t>(alignment);
+  if (void* memory = std::aligned_alloc(step, (size + step - 1) / step * step)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace smartspec {
+namespace {
+
+constexpr std::int32_t kBatch = 8;
+constexpr std::int32_t kWarmUp = 40;
+constexpr std::int32_t kSteps = 60;
+
+/// Allocations of kSteps steps in which kBatch requests decode and draft.
+std::int64_t count_allocations(const std::shared_ptr<const Model>& model,
+                               const std::shared_ptr<Proposer>& proposer, std::int32_t draft) {
+  EngineOptions options;
+  options.max_num_seqs = kBatch;
+  options.max_num_batched_tokens = 256;
+  Engine engine(model, options, nullptr, proposer, draft > 0 ? make_fixed_policy(draft) : nullptr);
+  for (std::int32_t i = 0; i < kBatch; ++i) {
+    Request request;
+    request.prompt_token_ids.assign(10, 3 + i);
+    request.sampling.temperature = i % 2 == 0 ? 0.0F : 1.0F;
+    request.sampling.seed = i;
+    request.sampling.max_tokens = 900;
+    request.sampling.ignore_eos = true;
+    if (i == 5) request.sampling.frequency_penalty = 0.1F;
+    engine.add_request(std::move(request));
+  }
+  for (std::int32_t i = 0; i < kWarmUp; ++i) engine.step();
+  const std::int64_t before = allocations;
+  for (std::int32_t i = 0; i < kSteps; ++i) {
+    EXPECT_EQ(engine.step().size(), static_cast<std::size_t>(kBatch));
+  }
+  return allocations - before;
+}
+
+/// Buffers that hold a request's tokens double now and then, and a full block enters the prefix
+/// cache: a few allocations per request and block, none per step.
+TEST(EngineAllocations, OnlyWhatGrowsWithNewTokens) {
+  ModelConfig config = testing::tiny_config();
+  config.max_position_embeddings = 1024;
+  const auto model =
+      testing::tiny_model(make_runtime(Device::kCpu, 1), DType::kFloat32, 11, 0.0F, config);
+  EXPECT_LE(count_allocations(model, nullptr, 0), kSteps);
+
+  // 60 steps x 8 requests x up to 5 tokens = 2400 tokens, 150 blocks of 16.
+  const auto draft = std::make_shared<DraftModelProposer>(model, DraftModelOptions{}, 61);
+  EXPECT_LE(count_allocations(model, draft, 4), 3 * kSteps);
+}
+
+}  // namespace
+}  // namespace smartspec
