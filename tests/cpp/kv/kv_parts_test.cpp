@@ -4,33 +4,20 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <numeric>
 #include <set>
 #include <vector>
 
+#include "allocation_counter.hpp"
 #include "kv/block_pool.hpp"
 #include "kv/kv_ledger.hpp"
 #include "kv/prefix_hash.hpp"
 #include "kv/prefix_index.hpp"
 
-namespace {
-std::int64_t allocations = 0;
-}
-
-// Counts what the library allocates; malloc keeps the sanitizers' checks. Inlined, GCC would warn
-// of a new that is freed.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size > 0 ? size : 1)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-
 namespace smartspec::kv {
 namespace {
+
+using smartspec::testing::allocations;
 
 using Tokens = std::vector<TokenId>;
 

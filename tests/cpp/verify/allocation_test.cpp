@@ -4,27 +4,14 @@
 // file is left out there.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
+#include "allocation_counter.hpp"
 #include "smartspec/sampler.hpp"
 #include "verify/support.hpp"
 
-namespace {
-std::atomic<std::int64_t> allocations{0};
-}  // namespace
-
-void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* p = std::malloc(size == 0 ? 1 : size)) return p;
-  throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-
 namespace smartspec::verify_test {
 namespace {
+
+using smartspec::testing::allocations;
 
 TEST(Allocation, NoneInSteadyState) {
   constexpr int kVocab = 500;
