@@ -91,12 +91,16 @@ class Search {
 
     std::array<std::uint32_t, kGroup> high;
     noise_group(seed_, position_, group, high.data());
-    std::int32_t any = bounded_ ? 0 : 1;
+    // Loops of their own, and no float comparison but the clamps: g++ 12 makes jumps of anything
+    // richer, and this is where a draw spends its time.
     std::array<float, kGroup> exponents;
     for (std::size_t i = 0; i < kGroup; ++i) exponents[i] = exponent(logits[i]);
-    // A loop of its own: with both clamps in one loop g++ 12 makes jumps instead of vectors.
-    for (std::size_t i = 0; i < kGroup; ++i) any |= may_win(exponents[i], high[i]) ? 1 : 0;
-    if (any == 0) return;
+    for (std::size_t i = 0; i < kGroup; ++i) exponents[i] = clamp_to_one(exponents[i]);
+    std::int32_t sign = bounded_ ? 0 : -1;  // negative: some token may win
+    for (std::size_t i = 0; i < kGroup; ++i) {
+      sign |= ~(upper_bits(exponents[i]) - std::bit_cast<std::int32_t>(least_gap(high[i])));
+    }
+    if (sign >= 0) return;
     for (std::size_t i = 0; i < kGroup; ++i) {
       if (bounded_ && !may_win(exponent(logits[i]), high[i])) continue;
       const auto v = static_cast<TokenId>(group * kGroup + i);
@@ -111,12 +115,21 @@ class Search {
     return y > -60.0F ? y : -60.0F;
   }
 
+  static float clamp_to_one(float y) noexcept { return y < 1.0F ? y : 1.0F; }
+
+  /// Bits of a float not below 2^y, y in [-60, 1]. Bits of floats >= 0 compare like the floats.
+  static std::int32_t upper_bits(float y) noexcept {
+    return static_cast<std::int32_t>((y + 127.0F) * 8388608.0F);
+  }
+
+  /// Not above 1 - u for the u that these bits begin.
+  static float least_gap(std::uint32_t high) noexcept {
+    return static_cast<float>(static_cast<std::int32_t>(~high >> 1)) * 0x1p-31F;
+  }
+
   /// False only if the token's key is below every key of the full list.
   static bool may_win(float y, std::uint32_t high) noexcept {
-    y = y < 1.0F ? y : 1.0F;
-    const float upper = std::bit_cast<float>(static_cast<std::int32_t>((y + 127.0F) * 8388608.0F));
-    const float least = static_cast<float>(static_cast<std::int32_t>(~high >> 1)) * 0x1p-31F;
-    return least <= upper;  // 1 - u >= ~high * 2^-32
+    return least_gap(high) <= std::bit_cast<float>(upper_bits(clamp_to_one(y)));
   }
 
   void insert(TokenId token, double g) {
