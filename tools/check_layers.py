@@ -66,7 +66,9 @@ LAYERS = [
     Layer("cpp/src/core", vocabulary_and(), ("core/",)),
     Layer("cpp/src/kv", vocabulary_and("kv_cache"), ("core/", "kv/")),
     Layer("cpp/src/verify", vocabulary_and("sampler"), ("core/", "verify/")),
-    Layer("cpp/src/propose", vocabulary_and("proposer", "prompt_lookup"), ("core/", "propose/")),
+    Layer("cpp/src/propose",
+          vocabulary_and("proposer", "prompt_lookup", "suffix_index", "suffix_proposer"),
+          ("core/", "propose/")),
     Layer("cpp/src/schedule", vocabulary_and("length_policy"), ("core/", "schedule/")),
     # L2: the seam and the devices behind it. model.hpp declares make_runtime.
     Layer("cpp/src/backend", vocabulary_and("model"), ("core/", "backend/")),

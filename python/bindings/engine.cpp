@@ -26,14 +26,15 @@ class BoundEngine {
   }
   RequestId add_request(const TokenIds& prompt, const SamplingParams& sampling,
                         std::int32_t priority, std::uint64_t cache_salt, bool speculate,
-                        std::optional<std::int32_t> max_draft_tokens) {
+                        std::optional<std::int32_t> max_draft_tokens, const TokenIds& prediction) {
     const py::gil_scoped_release release;  // may wait for a step whose proposer needs the GIL
     return engine_.add_request({.prompt_token_ids = prompt.ids,
                                 .sampling = sampling,
                                 .priority = priority,
                                 .cache_salt = cache_salt,
                                 .speculate = speculate,
-                                .max_draft_tokens = max_draft_tokens});
+                                .max_draft_tokens = max_draft_tokens,
+                                .prediction = prediction.ids});
   }
   bool abort(RequestId id) {
     const py::gil_scoped_release release;
@@ -82,11 +83,13 @@ void init_engine(py::module_& m) {
            py::arg("stops") = py::none(), py::arg("proposer") = py::none(),
            py::arg("policy") = py::none(),
            py::call_guard<py::gil_scoped_release>())  // waits for the runtime's mutex
-      .def("add_request", &BoundEngine::add_request, py::arg("prompt_token_ids"),
-           py::arg_v("sampling", SamplingParams{}, "SamplingParams()"), py::arg("priority") = 0,
-           py::arg("cache_salt") = 0, py::arg("speculate") = true,
-           py::arg("max_draft_tokens") = py::none(),
-           "Checks everything, then queues the request; returns its id.")
+      .def(
+          "add_request", &BoundEngine::add_request, py::arg("prompt_token_ids"),
+          py::arg_v("sampling", SamplingParams{}, "SamplingParams()"), py::arg("priority") = 0,
+          py::arg("cache_salt") = 0, py::arg("speculate") = true,
+          py::arg("max_draft_tokens") = py::none(), py::arg("prediction") = py::tuple(),
+          "Checks everything, then queues the request; returns its id. `prediction`: text that the "
+          "output may resemble, for proposers that can use it.")
       .def("abort", &BoundEngine::abort, py::arg("request_id"),
            "False when unknown or already ended. No output follows.")
       .def("step", &BoundEngine::step,

@@ -28,6 +28,7 @@ PYBIND11_MODULE(_core, m) {
   init_model(m);
   init_kv(m);
   init_proposer(m);
+  init_suffix(m);
   init_native_proposers(m);
   init_engine_types(m);
   init_engine(m);

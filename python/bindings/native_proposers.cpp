@@ -3,6 +3,7 @@
 #include "smartspec/draft_model.hpp"
 #include "smartspec/length_policy.hpp"
 #include "smartspec/prompt_lookup.hpp"
+#include "smartspec/suffix_proposer.hpp"
 #include "views.hpp"
 
 namespace smartspec::python {
@@ -41,6 +42,31 @@ void init_native_proposers(py::module_& m) {
            py::arg("model"), py::arg("target_vocab_size"),
            py::arg_v("options", DraftModelOptions{}, "DraftModelOptions()"))
       .def("check_integrity", &DraftModelProposer::check_integrity, "Empty when sound.");
+
+  py::class_<SuffixProposer, Proposer, py::smart_holder>(
+      m, "SuffixProposer",
+      "Drafts from a SuffixIndex, and feeds it what requests emit; several engines may share one. "
+      "The namespace of a request is its cache_salt in decimal, '' for 0.")
+      .def(py::init(
+               [](std::shared_ptr<SuffixIndex> index, float min_survival, std::int32_t tree_width) {
+                 return std::make_unique<SuffixProposer>(
+                     std::move(index),
+                     SuffixProposerOptions{.min_survival = min_survival, .tree_width = tree_width});
+               }),
+           py::arg("index"), py::arg("min_survival") = 0.15F, py::arg("tree_width") = 1)
+      .def_property_readonly("index", &SuffixProposer::index);
+
+  py::class_<StackedProposer, Proposer, py::smart_holder>(
+      m, "StackedProposer",
+      "`free` where it expects at least margin times the accepted tokens that `paid` does for the "
+      "request, `paid` elsewhere, at most paid_max_depth tokens deep.")
+      .def(py::init([](std::shared_ptr<Proposer> free, std::shared_ptr<Proposer> paid,
+                       double margin, std::int32_t paid_max_depth) {
+             return std::make_unique<StackedProposer>(std::move(free), std::move(paid), margin,
+                                                      paid_max_depth);
+           }),
+           py::arg("free"), py::arg("paid"), py::arg("margin") = 0.8,
+           py::arg("paid_max_depth") = kMaxTreeNodes);
 
   py::class_<LengthPolicy, std::shared_ptr<LengthPolicy>>(m, "LengthPolicy",
                                                           "How much each request may draft.")

@@ -19,7 +19,9 @@ std::vector<TokenTree> propose(Proposer& proposer, const std::vector<OwnedReques
                 .max_depth = r.max_depth,
                 .max_nodes = r.max_nodes,
                 .sampling = &r.sampling,
-                .seed = r.seed};
+                .seed = r.seed,
+                .cache_salt = r.cache_salt,
+                .prediction = view<TokenId>(r.prediction, "prediction", {-1})};
   }
   std::vector<TokenTree> trees(requests.size());
   const py::gil_scoped_release release;
@@ -30,7 +32,8 @@ std::vector<TokenTree> propose(Proposer& proposer, const std::vector<OwnedReques
 OwnedRequest make_request(RequestId id, const TokenIds& tokens, std::int32_t max_depth,
                           std::optional<std::int32_t> num_prompt_tokens,
                           std::optional<std::int32_t> max_nodes, const SamplingParams& sampling,
-                          std::uint64_t seed) {
+                          std::uint64_t seed, std::uint64_t cache_salt,
+                          const TokenIds& prediction) {
   const auto n = static_cast<std::int32_t>(tokens.ids.size());
   const std::int32_t nodes = max_nodes.value_or(max_depth);
   const std::int32_t prompt = num_prompt_tokens.value_or(n);
@@ -39,7 +42,16 @@ OwnedRequest make_request(RequestId id, const TokenIds& tokens, std::int32_t max
         "ProposeRequest: needs tokens, max_depth >= 1, max_nodes >= max_depth and "
         "num_prompt_tokens in [1, len(tokens)]");
   }
-  return {id, py::array_t<TokenId>(n, tokens.ids.data()), prompt, max_depth, nodes, seed, sampling};
+  return {
+      id,
+      py::array_t<TokenId>(n, tokens.ids.data()),
+      prompt,
+      max_depth,
+      nodes,
+      seed,
+      sampling,
+      cache_salt,
+      py::array_t<TokenId>(static_cast<py::ssize_t>(prediction.ids.size()), prediction.ids.data())};
 }
 
 }  // namespace
@@ -50,16 +62,21 @@ void init_proposer(py::module_& m) {
                            "verified output, int32.")
       .def(py::init(&make_request), py::arg("id"), py::arg("tokens"), py::arg("max_depth"),
            py::arg("num_prompt_tokens") = py::none(), py::arg("max_nodes") = py::none(),
-           py::arg_v("sampling", SamplingParams{}, "SamplingParams()"), py::arg("seed") = 0)
+           py::arg_v("sampling", SamplingParams{}, "SamplingParams()"), py::arg("seed") = 0,
+           py::arg("cache_salt") = 0, py::arg("prediction") = py::tuple())
       .def_readonly("id", &OwnedRequest::id)
       .def_readonly("tokens", &OwnedRequest::tokens)
       .def_readonly("num_prompt_tokens", &OwnedRequest::num_prompt_tokens)
       .def_readonly("max_depth", &OwnedRequest::max_depth)
       .def_readonly("max_nodes", &OwnedRequest::max_nodes)
       .def_readonly("sampling", &OwnedRequest::sampling)
-      .def_readonly("seed", &OwnedRequest::seed);
+      .def_readonly("seed", &OwnedRequest::seed)
+      .def_readonly("cache_salt", &OwnedRequest::cache_salt, "The tenant.")
+      .def_readonly("prediction", &OwnedRequest::prediction,
+                    "Text that the output may resemble, from the user; int32.");
 
-  py::class_<OwnedOutcome>(m, "Outcome", "What became of one proposed tree.")
+  py::class_<OwnedOutcome>(
+      m, "Outcome", "What a step did to one request. `tree` is empty when it drafted nothing.")
       .def_readonly("id", &OwnedOutcome::id)
       .def_readonly("tree", &OwnedOutcome::tree)
       .def_readonly("accepted_path", &OwnedOutcome::accepted_path)

@@ -15,7 +15,9 @@ OwnedRequest own(const ProposeRequest& r) {
           r.max_depth,
           r.max_nodes,
           r.seed,
-          r.sampling != nullptr ? *r.sampling : SamplingParams{}};
+          r.sampling != nullptr ? *r.sampling : SamplingParams{},
+          r.cache_salt,
+          py::array_t<TokenId>(static_cast<py::ssize_t>(r.prediction.size()), r.prediction.data())};
 }
 
 [[noreturn]] void rethrow(const std::string& where, py::error_already_set& error) {

@@ -23,6 +23,8 @@ struct OwnedRequest {
   std::int32_t max_nodes = 0;
   std::uint64_t seed = 0;
   SamplingParams sampling;
+  std::uint64_t cache_salt = 0;
+  py::array_t<TokenId> prediction;
 };
 
 struct OwnedOutcome {

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from .chat import ChatTemplate
 from .config import load_config, load_generation_config
 from .loader import load_model, model_directory
 from .outputs import RequestOutput
-from .requests import ActiveRequest, PreparedRequest, read_prompt
+from .requests import ActiveRequest, PreparedRequest, read_prediction, read_prompt
 from .sampling_params import SamplingParams, check_int
 from .speculation import Speculation
 from .tokenizer import Tokenizer
@@ -27,6 +28,7 @@ _UINT64_MAX = 2**64 - 1
 _DTYPES = ("auto", "float32", "bfloat16")
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
+Prediction = str | Sequence[int]
 
 
 class LLM:
@@ -36,7 +38,9 @@ class LLM:
     `speculation`: a Speculation, its fields as a dict, a proposer's name or a Proposer object; None
     drafts with the draft model where one is given and not at all otherwise.
     `num_kv_blocks` 0 and `max_model_len` None choose automatically; `num_threads` 0 takes the cores
-    this process may use. Methods may be called from several threads: their requests share batches.
+    this process may use. `suffix_index` is the index of the proposers "suffix" and "suffix+draft",
+    to save, load and preload; else None. Methods may be called from several threads: their requests
+    share batches.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class LLM:
             self.generation_config.eos_token_ids,
             self.tokenizer.stop_bytes() if self.tokenizer is not None else [],
         )
+        self.suffix_index: core.SuffixIndex | None = None
         proposer, policy = self._drafting(draft_model, dtype, options)
         self.engine = core.Engine(self.model, options, stops, proposer, policy)
         self._active: dict[int, ActiveRequest] = {}
@@ -98,18 +103,35 @@ class LLM:
         spec = self.speculation
         if spec.proposer == "off":
             return None, core.make_off_policy()
-        policy = core.make_fixed_policy(spec.max_tokens)
+        policy = core.make_fixed_policy(spec.longest_draft)
         if isinstance(spec.proposer, core.Proposer):
             return spec.proposer, policy
-        if spec.proposer == "lookup":
-            lookup = core.PromptLookupProposer(
+        free: core.Proposer | None = None
+        if spec.uses("lookup"):
+            free = core.PromptLookupProposer(
                 spec.prompt_lookup_max, spec.prompt_lookup_min, spec.tree_width
             )
-            return lookup, policy
+        elif spec.uses("suffix"):
+            self.suffix_index = spec.suffix_index or core.SuffixIndex(
+                vocab_size=self.model_config.vocab_size,
+                max_bytes=spec.max_bytes,
+                tokenizer_hash=_tokenizer_hash(self.model_path),
+            )
+            free = core.SuffixProposer(self.suffix_index, spec.min_survival, spec.tree_width)
+        if not spec.uses("draft"):
+            return free, policy
+        paid = self._draft_proposer(draft_model, dtype, options)
+        if free is None:
+            return paid, policy
+        return core.StackedProposer(free, paid, paid_max_depth=spec.draft_max_tokens), policy
+
+    def _draft_proposer(
+        self, draft_model: str | Path | None, dtype: str, options: core.EngineOptions
+    ) -> core.Proposer:
         folder = model_directory("draft_model", draft_model)
         config = load_config(folder)
         draft = core.DraftModelOptions()
-        draft.tree_width = spec.tree_width
+        draft.tree_width = self.speculation.tree_width
         draft.block_size = options.block_size
         draft.max_num_seqs = options.max_num_seqs
         draft.max_num_batched_tokens = options.max_num_batched_tokens
@@ -118,8 +140,7 @@ class LLM:
             options.max_model_len or self.model_config.max_position_embeddings,
         )
         model = load_model(self.runtime, folder, config, dtype)
-        proposer = core.DraftModelProposer(model, self.model_config.vocab_size, draft)
-        return proposer, policy
+        return core.DraftModelProposer(model, self.model_config.vocab_size, draft)
 
     @property
     def max_model_len(self) -> int:
@@ -141,9 +162,12 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
+        prediction: Prediction | Sequence[Prediction | None] | None = None,
     ) -> list[RequestOutput]:
         """Completions in the order of the prompts: texts, lists of token ids, or dicts with
-        "prompt" or "prompt_token_ids". Everything is checked before anything starts."""
+        "prompt" or "prompt_token_ids". `prediction`: what the output may resemble (OpenAI's
+        predicted outputs), a text or token ids, or a list with one or None per prompt; the suffix
+        proposers draft from it. Everything is checked before anything starts."""
         entries = _as_list(prompts)
         params = self._params_for(sampling_params, len(entries))
         if priority is not None and len(priority) != len(entries):
@@ -152,9 +176,12 @@ class LLM:
             check_int(f"priority[{i}]", rank, -(2**31), _INT32_MAX)
             for i, rank in enumerate(priority or [0] * len(entries))
         ]
+        predicted = _predictions(prediction, len(entries))
         prepared = [
-            self.prepare(entry, chosen, rank, f"prompts[{i}]")
-            for i, (entry, chosen, rank) in enumerate(zip(entries, params, ranks, strict=True))
+            self.prepare(entry, chosen, rank, f"prompts[{i}]", guess)
+            for i, (entry, chosen, rank, guess) in enumerate(
+                zip(entries, params, ranks, predicted, strict=True)
+            )
         ]
         requests = [self.start(request) for request in prepared]
         bar = metrics.ProgressBar(len(requests), use_tqdm)
@@ -177,9 +204,11 @@ class LLM:
         use_tqdm: bool = True,
         add_generation_prompt: bool = True,
         chat_template: str | None = None,
+        prediction: Prediction | Sequence[Prediction | None] | None = None,
         **template_variables: Any,
     ) -> list[RequestOutput]:
-        """One conversation, or a list of them, put into the model's chat template."""
+        """One conversation, or a list of them, put into the model's chat template. `prediction`: as
+        in generate()."""
         template = self.chat_template if chat_template is None else ChatTemplate(chat_template)
         if template is None:
             raise ValueError(f"{self.model_path} has no chat template; pass chat_template")
@@ -193,16 +222,20 @@ class LLM:
             {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
             for text in texts
         ]
-        return self.generate(prompts, sampling_params, use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm, prediction=prediction)
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, priority: int = 0
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        priority: int = 0,
+        prediction: Prediction | None = None,
     ) -> Iterator[RequestOutput]:
         """What is new, step by step; the texts of all parts join to generate()'s. Checked at the
         call; closing the iterator aborts the request."""
         chosen = self._params_for(sampling_params, 1)[0]
         rank = check_int("priority", priority, -(2**31), _INT32_MAX)
-        return self._stream(self.prepare(prompt, chosen, rank, "prompt"))
+        return self._stream(self.prepare(prompt, chosen, rank, "prompt", prediction))
 
     def _stream(self, prepared: PreparedRequest) -> Iterator[RequestOutput]:
         request = self.start(prepared)
@@ -221,7 +254,12 @@ class LLM:
     # ------------------------------------------------------- one request at a time, for servers
 
     def prepare(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0, field: str = "prompt"
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        field: str = "prompt",
+        prediction: Prediction | None = None,
     ) -> PreparedRequest:
         """Tokenizes and checks; ValueError names the field. Nothing has started yet."""
         text, token_ids = read_prompt(prompt, field, self.tokenizer, self.model_config.vocab_size)
@@ -231,8 +269,15 @@ class LLM:
                 f"{field} has {len(token_ids)} tokens; allowed are 1 to {self.max_model_len - 1} "
                 "(max_model_len - 1)"
             )
-        native = params.to_native(self.tokenizer, self.model_config.vocab_size, room)
-        return PreparedRequest(text, token_ids, params, native, priority)
+        vocab_size = self.model_config.vocab_size
+        guess = read_prediction(prediction, f"prediction of {field}", self.tokenizer, vocab_size)
+        if len(guess) > self.max_model_len:
+            raise ValueError(
+                f"prediction of {field} has {len(guess)} tokens; allowed are at most "
+                f"{self.max_model_len} (max_model_len)"
+            )
+        native = params.to_native(self.tokenizer, vocab_size, room)
+        return PreparedRequest(text, token_ids, params, native, priority, guess)
 
     def start(self, prepared: PreparedRequest) -> ActiveRequest:
         """Queues a request; drive it with step() until it is finished."""
@@ -242,7 +287,10 @@ class LLM:
     def _start(self, prepared: PreparedRequest) -> ActiveRequest:
         arrival = time.monotonic()
         request_id = self.engine.add_request(
-            prepared.token_ids, prepared.native, priority=prepared.priority
+            prepared.token_ids,
+            prepared.native,
+            priority=prepared.priority,
+            prediction=prepared.prediction,
         )
         request = ActiveRequest(request_id, prepared, self.tokenizer, arrival)
         self._active[request_id] = request
@@ -285,6 +333,30 @@ class LLM:
         if len(params) != count:
             raise ValueError(f"sampling_params must have {count} entries, got {len(params)}")
         return list(params)
+
+
+def _tokenizer_hash(folder: Path) -> str:
+    """Files of a suffix index hold token ids, which mean nothing under another tokenizer."""
+    path = folder / "tokenizer.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _predictions(
+    prediction: Prediction | Sequence[Prediction | None] | None, count: int
+) -> list[Any]:
+    """One per prompt."""
+    is_list = hasattr(prediction, "__len__") and not isinstance(prediction, (str, bytes, Mapping))
+    if prediction is None or (is_list and len(prediction) == 0):
+        return [None] * count
+    entries: list[Any] = [prediction]
+    if is_list and not hasattr(prediction[0], "__index__"):  # else one list of ids
+        entries = list(prediction)
+    if len(entries) != count:
+        raise ValueError(
+            f"prediction must be a text or token ids for one prompt, or have {count} entries, one "
+            f"per prompt; got {len(entries)}"
+        )
+    return entries
 
 
 def _as_list(prompts: Any) -> list[Any]:

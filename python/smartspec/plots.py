@@ -8,8 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"off": "#7f7f7f", "lookup": "#1f77b4", "draft": "#d62728"}
-LABELS = {"off": "off", "lookup": "prompt lookup", "draft": "draft model"}
+COLOURS = {"off": "#7f7f7f", "lookup": "#1f77b4", "suffix": "#2ca02c", "draft": "#d62728"}
+LABELS = {
+    "off": "off",
+    "lookup": "prompt lookup",
+    "suffix": "suffix index",
+    "draft": "draft model",
+}
 
 
 def plot_demo(
@@ -39,10 +44,11 @@ def plot_demo(
 
 def _bars(axes: Any, load: Mapping[str, float], alone: Mapping[str, float]) -> None:
     names = list(load)
+    step = 0.8 / len(names)
     for i, name in enumerate(names):
         for group, values in ((0, load), (1, alone)):
-            x = group + (i - (len(names) - 1) / 2) * 0.26
-            axes.bar(x, values[name], width=0.24, color=COLOURS.get(name))
+            x = group + (i - (len(names) - 1) / 2) * step
+            axes.bar(x, values[name], width=0.92 * step, color=COLOURS.get(name))
             axes.text(x, values[name], f"{values[name]:.0f}", ha="center", va="bottom", fontsize=9)
     axes.set_xticks([0, 1], ["requests arriving\nover time", "one request\nat a time"])
     axes.set_ylabel("output tokens per second")

@@ -31,6 +31,7 @@ class PreparedRequest:
     params: SamplingParams
     native: core.SamplingParams
     priority: int = 0
+    prediction: list[int] = field(default_factory=list)
 
 
 def read_prompt(
@@ -60,6 +61,28 @@ def read_prompt(
         raise ValueError(f"{name} is empty; at least one token is needed")
     return text, [
         check_int(f"{name}: token id {i}", token, 0, vocab_size - 1) for i, token in enumerate(ids)
+    ]
+
+
+def read_prediction(
+    prediction: Any, name: str, tokenizer: Tokenizer | None, vocab_size: int
+) -> list[int]:
+    """Token ids of a text or of ids; none for None and for what is empty."""
+    if prediction is None:
+        return []
+    if isinstance(prediction, str):
+        if tokenizer is None:
+            raise ValueError(f"{name}: the model has no tokenizer.json, so pass token ids")
+        try:
+            return tokenizer.encode(prediction, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            raise ValueError(f"{name} must be valid Unicode (it has a lone surrogate)") from None
+    if isinstance(prediction, (bytes, Mapping)) or not hasattr(prediction, "__len__"):
+        kind = type(prediction).__name__
+        raise ValueError(f"{name} must be a string or token ids, got {kind}")
+    return [
+        check_int(f"{name}: token id {i}", token, 0, vocab_size - 1)
+        for i, token in enumerate(prediction)
     ]
 
 

@@ -5,6 +5,7 @@ SmartSpec's engine core. Array arguments are never converted or copied silently.
 from __future__ import annotations
 
 import collections.abc
+import os
 import typing
 
 import numpy
@@ -43,7 +44,14 @@ __all__: list[str] = [
     "SafetensorsFile",
     "Sampler",
     "SamplingParams",
+    "StackedProposer",
     "StopVocabulary",
+    "SuffixDrafts",
+    "SuffixIndex",
+    "SuffixIndexOptions",
+    "SuffixIndexStats",
+    "SuffixLookup",
+    "SuffixProposer",
     "Tensor",
     "TokenLogprob",
     "TokenTree",
@@ -590,7 +598,14 @@ class ProposeRequest:
         max_nodes: typing.SupportsInt | typing.SupportsIndex | None = None,
         sampling: SamplingParams = ...,
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
+        cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
+        prediction: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] = (),
     ) -> None: ...
+    @property
+    def cache_salt(self) -> int:
+        """
+        The tenant.
+        """
     @property
     def id(self) -> int: ...
     @property
@@ -600,6 +615,11 @@ class ProposeRequest:
     @property
     def num_prompt_tokens(self) -> int: ...
     @property
+    def prediction(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        Text that the output may resemble, from the user; int32.
+        """
+    @property
     def sampling(self) -> SamplingParams: ...
     @property
     def seed(self) -> int: ...
@@ -608,7 +628,7 @@ class ProposeRequest:
 
 class Outcome:
     """
-    What became of one proposed tree.
+    What a step did to one request. `tree` is empty when it drafted nothing.
     """
     @property
     def accepted_path(self) -> list[int]: ...
@@ -627,6 +647,279 @@ class Proposer:
     def propose(self, requests: collections.abc.Sequence[ProposeRequest]) -> list[TokenTree]: ...
     @property
     def name(self) -> str: ...
+
+class SuffixIndexOptions:
+    @property
+    def background(self) -> bool: ...
+    @property
+    def freeze(self) -> bool: ...
+    @property
+    def generation_bytes(self) -> int: ...
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def tokenizer_hash(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+class SuffixLookup:
+    """
+    What the shared history knows of a context.
+    """
+    def __repr__(self) -> str: ...
+    @property
+    def best_count(self) -> int:
+        """
+        Its occurrences.
+        """
+    @property
+    def best_token(self) -> int:
+        """
+        Most frequent continuation, any of equals; -1: none.
+        """
+    @property
+    def count(self) -> int:
+        """
+        Occurrences.
+        """
+    @property
+    def match_length(self) -> int:
+        """
+        Tokens of its longest suffix that occurs; the rest is about that suffix.
+        """
+
+class SuffixIndexStats:
+    @property
+    def accepted_tokens(self) -> int:
+        """
+        Of those, equal to the text that came.
+        """
+    @property
+    def drafted_tokens(self) -> int:
+        """
+        Of drafts followed up by later tokens.
+        """
+    @property
+    def evicted_tokens(self) -> int: ...
+    @property
+    def expected_tokens(self) -> float:
+        """
+        Sum of their claimed survivals.
+        """
+    @property
+    def frozen_bytes(self) -> int: ...
+    @property
+    def frozen_tokens(self) -> int: ...
+    @property
+    def num_bytes(self) -> int:
+        """
+        It takes, at most max_bytes.
+        """
+    @property
+    def num_generations(self) -> int: ...
+    @property
+    def num_namespaces(self) -> int: ...
+    @property
+    def num_requests(self) -> int:
+        """
+        Active.
+        """
+    @property
+    def num_tokens(self) -> int:
+        """
+        Of shared history.
+        """
+    @property
+    def request_bytes(self) -> int:
+        """
+        Their text and index.
+        """
+
+class SuffixDrafts:
+    """
+    Drafts of a batch of B requests, at most K tokens each. Row i is valid up to lengths[i].
+    """
+    @staticmethod
+    def wrap(
+        tokens: numpy.ndarray,
+        parents: numpy.ndarray,
+        survival: numpy.ndarray,
+        lengths: numpy.ndarray,
+        match_lengths: numpy.ndarray,
+    ) -> SuffixDrafts:
+        """
+        Writes to the caller's arrays, such as pinned memory.
+        """
+    def __init__(
+        self,
+        batch_size: typing.SupportsInt | typing.SupportsIndex,
+        max_tokens: typing.SupportsInt | typing.SupportsIndex = 16,
+    ) -> None:
+        """
+        Fresh arrays, to be reused with draft(out=).
+        """
+    def __len__(self) -> int: ...
+    def __repr__(self) -> str: ...
+    @property
+    def lengths(self) -> numpy.ndarray:
+        """
+        int32 [B], tokens drafted.
+        """
+    @property
+    def match_lengths(self) -> numpy.ndarray:
+        """
+        int32 [B], tokens of context known to some source.
+        """
+    @property
+    def parents(self) -> numpy.ndarray:
+        """
+        int32 [B, K], a column of the same row; -1: child of the last token.
+        """
+    @property
+    def survival(self) -> numpy.ndarray:
+        """
+        float32 [B, K], probability that the whole path to here is accepted.
+        """
+    @property
+    def tokens(self) -> numpy.ndarray:
+        """
+        int32 [B, K].
+        """
+
+class SuffixIndex:
+    """
+    Drafts what followed the same context in the request's own text and in past outputs, each token with a calibrated probability. Any thread may call any method, one at a time for one request; arrays must not change during a call.
+    """
+    def __init__(
+        self,
+        *,
+        vocab_size: typing.SupportsInt | typing.SupportsIndex = 0,
+        max_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+        generation_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+        freeze: bool = True,
+        background: bool = True,
+        tokenizer_hash: str = "",
+    ) -> None:
+        """
+        Token ids are in [0, vocab_size), 0: any; shared history takes at most max_bytes; see SuffixIndexOptions in suffix_index.hpp.
+        """
+    def clear(self, name_space: str = "") -> None:
+        """
+        Drops all history of a namespace, and what was learnt in it.
+        """
+    def draft(
+        self,
+        ids: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int64],
+        *,
+        max_tokens: typing.SupportsInt | typing.SupportsIndex = 16,
+        max_tokens_per_request: collections.abc.Sequence[int]
+        | numpy.typing.NDArray[numpy.int32]
+        | None = None,
+        min_survival: typing.SupportsFloat | typing.SupportsIndex = 0.1,
+        tree_width: typing.SupportsInt | typing.SupportsIndex = 1,
+        out: SuffixDrafts | None = None,
+    ) -> SuffixDrafts:
+        """
+        Drafts for distinct active ids [B]: tokens while their path's survival is at least min_survival; tree_width > 1: trees. `out`: arrays to reuse, [>= B, max_tokens].
+        """
+    def draft_one(
+        self,
+        id: typing.SupportsInt | typing.SupportsIndex,
+        max_tokens: typing.SupportsInt | typing.SupportsIndex = 16,
+        min_survival: typing.SupportsFloat | typing.SupportsIndex = 0.1,
+        tree_width: typing.SupportsInt | typing.SupportsIndex = 1,
+    ) -> tuple[list[int], list[int], list[float], int]:
+        """
+        draft() of one request as lists: tokens, parents, survival, and the match length.
+        """
+    def extend(
+        self,
+        id: typing.SupportsInt | typing.SupportsIndex,
+        tokens: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+    ) -> None:
+        """
+        update() of one request, at its end.
+        """
+    def finish_request(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Drops its own text; its output stays in the history.
+        """
+    def forget(self, id: typing.SupportsInt | typing.SupportsIndex) -> bool:
+        """
+        Takes a request's output out of the history; False: nothing of it is there.
+        """
+    def is_active(self, id: typing.SupportsInt | typing.SupportsIndex) -> bool: ...
+    def load(self, path: os.PathLike[str] | str) -> None:
+        """
+        Replaces history and calibration; FormatError, and nothing changes, for a bad file.
+        """
+    def lookup(
+        self,
+        context: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+        name_space: str = "",
+    ) -> SuffixLookup:
+        """
+        The shared history only.
+        """
+    def num_tokens(self, id: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """
+        Known of an active request: the largest position that update() may start at.
+        """
+    @typing.overload
+    def preload(
+        self,
+        offsets: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int64],
+        tokens: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+        name_space: str = "",
+    ) -> None:
+        """
+        Adds finished texts: int64 offsets [n + 1] into int32 tokens.
+        """
+    @typing.overload
+    def preload(
+        self,
+        texts: collections.abc.Iterable[
+            collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32]
+        ],
+        name_space: str = "",
+    ) -> None:
+        """
+        Adds finished texts, each a sequence of tokens.
+        """
+    def save(self, path: os.PathLike[str] | str) -> None:
+        """
+        Writes history and calibration of all namespaces, atomically.
+        """
+    def start_request(
+        self,
+        id: typing.SupportsInt | typing.SupportsIndex,
+        prompt: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] | None = None,
+        *,
+        num_prompt_tokens: typing.SupportsInt | typing.SupportsIndex | None = None,
+        name_space: str = "",
+        share_output: bool = True,
+        prediction: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] | None = None,
+    ) -> None:
+        """
+        `prompt` is fed at once; with num_prompt_tokens alone, feed it by update(). `prediction`: text that the output may resemble.
+        """
+    def stats(self) -> SuffixIndexStats: ...
+    def update(
+        self,
+        ids: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int64],
+        positions: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int64],
+        offsets: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int64],
+        tokens: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32],
+    ) -> None:
+        """
+        New verified tokens: int64 ids [B], positions [B] of each first token, offsets [B + 1] into int32 tokens. What is known already is compared and skipped.
+        """
+    def wait(self) -> None:
+        """
+        Returns when no generation is waiting to be frozen.
+        """
+    @property
+    def options(self) -> SuffixIndexOptions: ...
 
 class PromptLookupProposer(Proposer):
     """
@@ -684,6 +977,31 @@ class DraftModelProposer(Proposer):
         """
         Empty when sound.
         """
+
+class SuffixProposer(Proposer):
+    """
+    Drafts from a SuffixIndex, and feeds it what requests emit; several engines may share one. The namespace of a request is its cache_salt in decimal, '' for 0.
+    """
+    def __init__(
+        self,
+        index: SuffixIndex,
+        min_survival: typing.SupportsFloat | typing.SupportsIndex = 0.15000000596046448,
+        tree_width: typing.SupportsInt | typing.SupportsIndex = 1,
+    ) -> None: ...
+    @property
+    def index(self) -> SuffixIndex: ...
+
+class StackedProposer(Proposer):
+    """
+    `free` where it expects at least margin times the accepted tokens that `paid` does for the request, `paid` elsewhere, at most paid_max_depth tokens deep.
+    """
+    def __init__(
+        self,
+        free: Proposer,
+        paid: Proposer,
+        margin: typing.SupportsFloat | typing.SupportsIndex = 0.8,
+        paid_max_depth: typing.SupportsInt | typing.SupportsIndex = 256,
+    ) -> None: ...
 
 class LengthPolicy:
     """
@@ -836,9 +1154,10 @@ class Engine:
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
         speculate: bool = True,
         max_draft_tokens: typing.SupportsInt | typing.SupportsIndex | None = None,
+        prediction: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] = (),
     ) -> int:
         """
-        Checks everything, then queues the request; returns its id.
+        Checks everything, then queues the request; returns its id. `prediction`: text that the output may resemble, for proposers that can use it.
         """
     def check_integrity(self) -> str:
         """

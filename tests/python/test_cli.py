@@ -104,7 +104,7 @@ def test_small_demo(tmp_path, capsys):
     assert "identical tokens" in text
     record = json.loads((tmp_path / "demo.json").read_text())
     assert record["identical"]
-    assert set(record["load"]) == {"off", "lookup", "draft"}
+    assert set(record["load"]) == {"off", "lookup", "suffix", "draft"}
     assert record["load"]["draft"]["num_drafted"] > 0
     assert (tmp_path / "demo.png").stat().st_size > 10_000
 

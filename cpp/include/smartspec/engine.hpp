@@ -44,6 +44,9 @@ struct Request {
   std::uint64_t cache_salt = 0;                    // prefix-cache tenant
   bool speculate = true;                           // false: this request never drafts
   std::optional<std::int32_t> max_draft_tokens{};  // caps the policy's choice for this request
+  // Text the output may resemble, for proposers that can use it (OpenAI's predicted outputs); at
+  // most max_model_len tokens.
+  std::vector<TokenId> prediction{};
 };
 
 struct RequestStats {

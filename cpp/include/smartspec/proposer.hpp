@@ -26,7 +26,9 @@ struct ProposeRequest {
   std::int32_t max_depth = 0;  // longest useful path; >= 1
   std::int32_t max_nodes = 0;  // nodes the engine will take; >= max_depth
   const SamplingParams* sampling = nullptr;
-  std::uint64_t seed = 0;  // keys the sampling noise: a draft model may share it
+  std::uint64_t seed = 0;                    // keys the sampling noise: a draft model may share it
+  std::uint64_t cache_salt = 0;              // tenant: nothing learnt from it may reach another
+  std::span<const TokenId> prediction = {};  // text the output may resemble, from the user
 };
 
 /// Drafts for a whole batch at once. The engine calls it from its step thread, one call at a time.
@@ -43,13 +45,19 @@ class SMARTSPEC_API Proposer {
   /// counted, an exception costs every request of the call its drafts for this step.
   virtual void propose(std::span<const ProposeRequest> requests, std::span<TokenTree> trees) = 0;
 
-  /// What became of trees[i]: the accepted path and the emitted tokens. Called after each step.
+  /// What a step did to one request: the accepted path of the tree that was verified, and the
+  /// emitted tokens.
   struct Outcome {
     RequestId id = 0;
-    const TokenTree* tree = nullptr;
+    const TokenTree* tree = nullptr;  // null or empty: nothing of this proposer was verified
     std::span<const std::int32_t> accepted_path;
     std::span<const TokenId> emitted;
+    // As propose() would show it now: `tokens` ends with `emitted`; max_depth and max_nodes are 0.
+    const ProposeRequest* request = nullptr;
   };
+  /// Called after each step, before finish(), with every request that emitted tokens at it, also
+  /// those that drafted nothing or were never proposed for; not with requests that asked for no
+  /// speculation. An exception is counted and has no other effect.
   virtual void observe(std::span<const Outcome> /*outcomes*/) {}
 
   /// The request ended or was aborted; its state may go.

@@ -24,6 +24,7 @@ struct RequestInfo {
   std::uint64_t cache_salt = 0;
   bool speculate = true;
   std::int32_t max_draft_tokens = kMaxTreeNodes;
+  std::vector<TokenId> prediction;
 };
 
 /// Rows of one completion in the current step.

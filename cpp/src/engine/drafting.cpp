@@ -14,6 +14,19 @@ void EngineCore::note_proposer_error(const std::string& text) {
   stats_.last_proposer_error = text;
 }
 
+ProposeRequest EngineCore::show(const Completion& completion, std::int32_t max_depth,
+                                std::int32_t max_nodes) {
+  return {.id = completion.key(),
+          .tokens = completion.tokens,
+          .num_prompt_tokens = completion.num_prompt(),
+          .max_depth = max_depth,
+          .max_nodes = max_nodes,
+          .sampling = &completion.info->sampling,
+          .seed = completion.sampler.seed(),
+          .cache_salt = completion.info->cache_salt,
+          .prediction = completion.info->prediction};
+}
+
 void EngineCore::select_candidates() {
   drafting_.clear();
   length_requests_.clear();
@@ -99,13 +112,7 @@ void EngineCore::propose() {
           depth == 0 ? NoSpeculationReason::kPolicy : NoSpeculationReason::kTokenBudget;
       continue;
     }
-    propose_requests_.push_back({.id = completion->key(),
-                                 .tokens = completion->tokens,
-                                 .num_prompt_tokens = completion->num_prompt(),
-                                 .max_depth = std::min(depth, kMaxTreeNodes),
-                                 .max_nodes = kMaxTreeNodes,
-                                 .sampling = &completion->info->sampling,
-                                 .seed = completion->sampler.seed()});
+    propose_requests_.push_back(show(*completion, std::min(depth, kMaxTreeNodes), kMaxTreeNodes));
     length_requests_[kept] = length_requests_[i];
     drafting_[kept++] = completion;
   }

@@ -38,6 +38,14 @@ std::shared_ptr<const StopVocabulary> checked(std::shared_ptr<const StopVocabula
   return stops;
 }
 
+void check_tokens(const char* field, std::span<const TokenId> tokens, std::int32_t vocab_size) {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && tokens[i] < vocab_size) continue;
+    throw std::invalid_argument(std::string(field) + "[" + std::to_string(i) + "] must be in [0, " +
+                                std::to_string(vocab_size) + "), got " + std::to_string(tokens[i]));
+  }
+}
+
 std::shared_ptr<const Model> not_null(std::shared_ptr<const Model> model) {
   if (model == nullptr) throw std::invalid_argument("model must not be null");
   return model;
@@ -98,13 +106,13 @@ std::shared_ptr<RequestInfo> Engine::Impl::check(Request request) const {
                                 std::to_string(max_len - 1) + " tokens (max_model_len - 1), got " +
                                 std::to_string(length));
   }
-  for (std::size_t i = 0; i < length; ++i) {
-    const TokenId token = request.prompt_token_ids[i];
-    if (token < 0 || token >= vocab_size) {
-      throw std::invalid_argument("prompt_token_ids[" + std::to_string(i) + "] must be in [0, " +
-                                  std::to_string(vocab_size) + "), got " + std::to_string(token));
-    }
+  check_tokens("prompt_token_ids", request.prompt_token_ids, vocab_size);
+  if (request.prediction.size() > static_cast<std::size_t>(max_len)) {
+    throw std::invalid_argument("prediction must have at most " + std::to_string(max_len) +
+                                " tokens (max_model_len), got " +
+                                std::to_string(request.prediction.size()));
   }
+  check_tokens("prediction", request.prediction, vocab_size);
   if (request.max_draft_tokens &&
       (*request.max_draft_tokens < 0 || *request.max_draft_tokens > kMaxTreeNodes)) {
     throw std::invalid_argument("max_draft_tokens must be in [0, " + std::to_string(kMaxTreeNodes) +
@@ -123,6 +131,7 @@ std::shared_ptr<RequestInfo> Engine::Impl::check(Request request) const {
   info->cache_salt = request.cache_salt;
   info->speculate = request.speculate;
   info->max_draft_tokens = request.max_draft_tokens.value_or(kMaxTreeNodes);
+  info->prediction = std::move(request.prediction);
   return info;
 }
 

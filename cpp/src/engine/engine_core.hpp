@@ -68,6 +68,9 @@ class EngineCore {
   void call_proposer();
   void cut_to_budget(std::int32_t budget);
   void note_proposer_error(const std::string& text);
+  /// A completion as a proposer sees it; borrows from it.
+  [[nodiscard]] static ProposeRequest show(const Completion& completion, std::int32_t max_depth,
+                                           std::int32_t max_nodes);
 
   // step.cpp: run, verify, commit, learn
   void build_batch();
@@ -77,6 +80,7 @@ class EngineCore {
   void collect_prompt_logprobs(Completion& completion, std::span<const float> logits);
   void commit(Completion& completion);
   void learn(double seconds);
+  void tell_proposer();
   void finish_ended();
   RequestOutput& new_output(const Completion& completion);
 
@@ -100,8 +104,9 @@ class EngineCore {
   std::vector<LengthRequest> length_requests_;  // [drafting_]
   std::vector<std::int32_t> depths_;            // [drafting_]
   std::vector<ProposeRequest> propose_requests_;
-  std::vector<TokenTree> trees_;  // [propose_requests_]
-  std::vector<Proposer::Outcome> outcomes_;
+  std::vector<TokenTree> trees_;             // [propose_requests_]
+  std::vector<ProposeRequest> emitters_;     // completions that emitted tokens at this step
+  std::vector<Proposer::Outcome> outcomes_;  // [emitters_]
   std::vector<std::int32_t> verified_;
   std::vector<std::int32_t> accepted_;
   ForwardBatch batch_;

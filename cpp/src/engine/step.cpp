@@ -237,20 +237,33 @@ void EngineCore::verify_and_commit(std::span<const float> logits) {
 }
 
 void EngineCore::learn(double seconds) {
-  if (drafting_.empty()) return;
+  if (!drafting_.empty()) {
+    verified_.clear();
+    accepted_.clear();
+    for (const Completion* completion : drafting_) {
+      verified_.push_back(completion->tree.size());
+      accepted_.push_back(static_cast<std::int32_t>(completion->verification.path.size()));
+    }
+    policy_->observe(length_requests_, verified_, accepted_, seconds);
+  }
+  if (proposer_ != nullptr) tell_proposer();
+}
+
+/// Also of requests that drafted nothing: a proposer that learns text must not miss the last tokens
+/// of a request, nor those of steps whose lengths were 0.
+void EngineCore::tell_proposer() {
+  emitters_.clear();
   outcomes_.clear();
-  verified_.clear();
-  accepted_.clear();
-  for (const Completion* completion : drafting_) {
-    verified_.push_back(completion->tree.size());
-    accepted_.push_back(static_cast<std::int32_t>(completion->verification.path.size()));
-    if (completion->tree.empty()) continue;
+  for (const auto& completion : running_) {
+    if (completion->verification.tokens.empty() || !completion->info->speculate) continue;
+    emitters_.push_back(show(*completion, 0, 0));
     outcomes_.push_back({.id = completion->key(),
                          .tree = &completion->tree,
                          .accepted_path = completion->verification.path,
                          .emitted = completion->verification.tokens});
   }
-  policy_->observe(length_requests_, verified_, accepted_, seconds);
+  if (outcomes_.empty()) return;
+  for (std::size_t i = 0; i < outcomes_.size(); ++i) outcomes_[i].request = &emitters_[i];
   try {
     proposer_->observe(outcomes_);
   } catch (const std::exception& error) {

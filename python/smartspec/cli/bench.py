@@ -20,7 +20,7 @@ from ..serving import (
     random_prompts,
     serve,
 )
-from .common import HelpFormatter, add_engine_options, make_llm
+from .common import HelpFormatter, add_engine_options, make_llm, save_suffix_index
 
 _DESCRIPTION = """\
 Serves a synthetic workload and prints the figures of vLLM's serving benchmark under
@@ -145,12 +145,13 @@ def run(options: argparse.Namespace) -> int:
     done = serve(llm, items, options.max_concurrency, "Serving")
     summary = summarize(done.requests, done.duration)
     print(report(summary, options.request_rate))
+    save_suffix_index(options, llm)
     if options.save_result:
         record = {
             "model": options.model,
             "draft_model": options.draft_model,
             "speculation": llm.speculation.proposer,
-            "draft_tokens": options.draft_tokens,
+            "draft_tokens": llm.speculation.longest_draft,
             "request_rate": options.request_rate if math.isfinite(options.request_rate) else "inf",
             "max_concurrency": options.max_concurrency,
             "isa": llm.runtime.isa_name,

@@ -41,12 +41,20 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--speculation",
+        "--proposer",
         choices=PROPOSERS,
         default=None,
         help="what drafts; unset: the draft model where one is given, else nothing",
     )
-    group.add_argument("--draft-tokens", type=int, default=4, help="longest draft", metavar="K")
+    group.add_argument(
+        "--draft-tokens", type=int, default=None, metavar="K", help="longest draft; unset: 16 with "
+        "a suffix index, else 4",
+    )  # fmt: skip
     group.add_argument("--tree-width", type=int, default=1, help="candidates per position")
+    group.add_argument(
+        "--suffix-index", type=Path, default=None, metavar="FILE", help="past outputs to draft "
+        "from: loaded if the file is there, saved at the end",
+    )  # fmt: skip
     group.add_argument("--max-num-seqs", type=int, default=64, help="requests running at once")
     group.add_argument(
         "--max-num-batched-tokens", type=int, default=512, help="rows of one forward pass"
@@ -71,7 +79,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 def make_llm(options: argparse.Namespace) -> LLM:
     name = options.speculation or ("draft" if options.draft_model else "off")
     spec = Speculation(name, max_tokens=options.draft_tokens, tree_width=options.tree_width)
-    return LLM(
+    path: Path | None = options.suffix_index
+    if path is not None and not spec.uses("suffix"):
+        raise ValueError("--suffix-index needs --proposer suffix or suffix+draft")
+    llm = LLM(
         options.model,
         draft_model=options.draft_model,
         speculation=spec,
@@ -86,3 +97,11 @@ def make_llm(options: argparse.Namespace) -> LLM:
         num_threads=options.num_threads,
         device=options.device,
     )
+    if path is not None and llm.suffix_index is not None and path.exists():
+        llm.suffix_index.load(path)
+    return llm
+
+
+def save_suffix_index(options: argparse.Namespace, llm: LLM) -> None:
+    if options.suffix_index is not None and llm.suffix_index is not None:
+        llm.suffix_index.save(options.suffix_index)

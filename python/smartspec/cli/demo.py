@@ -11,9 +11,10 @@ from .common import HelpFormatter
 
 _DESCRIPTION = """\
 Serves code-completion prompts, cut from standard-library files that the shipped
-models were not trained on, with speculation off, with prompt lookup and with the
-draft model. Prints tokens/s, TTFT, TPOT and acceptance, checks that all three gave
-identical tokens (exit status 1 if not), and writes demo.json and demo.png.
+models were not trained on, with speculation off, with prompt lookup, with the suffix
+index (empty at the start) and with the draft model. Prints tokens/s, TTFT, TPOT and
+acceptance, checks that all four gave identical tokens (exit status 1 if not), and
+writes demo.json and demo.png.
 """
 _EXAMPLES = """\
 examples:
@@ -39,8 +40,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--alone", type=int, default=defaults.alone, help="requests also served one at a time"
     )
     parser.add_argument(
-        "--draft-tokens", type=int, default=defaults.draft_tokens, help="longest draft"
-    )
+        "--draft-tokens", type=int, default=defaults.draft_tokens, help="longest draft of prompt "
+        "lookup and draft model",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of prompts and arrivals")
     parser.add_argument(
         "--num-threads", type=int, default=0, help="0: every core this process may use"

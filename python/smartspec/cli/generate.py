@@ -10,13 +10,14 @@ from typing import Any
 from ..llm import LLM
 from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams
-from .common import HelpFormatter, add_engine_options, make_llm
+from .common import HelpFormatter, add_engine_options, make_llm, save_suffix_index
 
 _EXAMPLES = """\
 examples:
   smartspec generate --model target --prompt 'def main(' --max-tokens 64 --temperature 0
   smartspec generate --model DIR --draft-model DRAFT_DIR --prompt 'Once upon' --stream
   smartspec generate --model DIR --speculation lookup --chat --prompt 'Hello!' --json
+  smartspec generate --model DIR --proposer suffix --suffix-index past.idx --prompt 'Hello!'
   smartspec generate --model DIR < prompt.txt
 """
 
@@ -34,6 +35,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     group = parser.add_argument_group("prompt and sampling")
     group.add_argument("--prompt", action="append", default=None, help="may be given repeatedly")
     group.add_argument("--chat", action="store_true", help="put the prompt into the chat template")
+    group.add_argument(
+        "--prediction", default=None, help="text the outputs may resemble; suffix proposers draft "
+        "from it",
+    )  # fmt: skip
     group.add_argument("--max-tokens", type=int, default=128, help="per completion")
     group.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
     group.add_argument("--top-p", type=float, default=1.0)
@@ -91,8 +96,10 @@ def _as_json(output: RequestOutput) -> str:
     )
 
 
-def _stream(llm: LLM, prompt: Any, params: SamplingParams, as_json: bool) -> None:
-    for part in llm.stream(prompt, params):
+def _stream(
+    llm: LLM, prompt: Any, params: SamplingParams, prediction: str | None, as_json: bool
+) -> None:
+    for part in llm.stream(prompt, params, prediction=prediction):
         if as_json:
             print(_as_json(part), flush=True)
         else:
@@ -117,9 +124,11 @@ def run(options: argparse.Namespace) -> int:
     llm = make_llm(options)
     prompts = [_chat_prompt(llm, text) if options.chat else text for text in texts]
     if options.stream:
-        _stream(llm, prompts[0], params, options.json)
+        _stream(llm, prompts[0], params, options.prediction, options.json)
+        save_suffix_index(options, llm)
         return 0
-    outputs = llm.generate(prompts, params)
+    outputs = llm.generate(prompts, params, prediction=[options.prediction] * len(prompts))
+    save_suffix_index(options, llm)
     for output in outputs:
         if options.json:
             print(_as_json(output))

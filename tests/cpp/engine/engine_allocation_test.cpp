@@ -9,6 +9,7 @@
 #include "smartspec/draft_model.hpp"
 #include "smartspec/engine.hpp"
 #include "smartspec/prompt_lookup.hpp"
+#include "smartspec/suffix_proposer.hpp"
 
 namespace smartspec {
 namespace {
@@ -56,6 +57,16 @@ TEST(EngineAllocations, OnlyWhatGrowsWithNewTokens) {
   // 60 steps x 8 requests x up to 5 tokens = 2400 tokens, 150 blocks of 16.
   const auto draft = std::make_shared<DraftModelProposer>(model, DraftModelOptions{}, 61);
   EXPECT_LE(count_allocations(model, draft, 4), 3 * kSteps);
+
+  SuffixIndexOptions options;
+  options.vocab_size = 61;
+  options.background = false;  // its own thread would be counted
+  const auto suffix = std::make_shared<SuffixProposer>(
+      std::make_shared<SuffixIndex>(options),
+      SuffixProposerOptions{.min_survival = 0.05F, .tree_width = 2});
+  EXPECT_LE(count_allocations(model, suffix, 4), 3 * kSteps);
+  EXPECT_LE(count_allocations(model, std::make_shared<StackedProposer>(suffix, draft), 4),
+            3 * kSteps);
 }
 
 }  // namespace

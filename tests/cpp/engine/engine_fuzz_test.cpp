@@ -16,6 +16,7 @@
 #include "smartspec/draft_model.hpp"
 #include "smartspec/engine.hpp"
 #include "smartspec/prompt_lookup.hpp"
+#include "smartspec/suffix_proposer.hpp"
 
 namespace smartspec {
 namespace {
@@ -45,10 +46,12 @@ class HostileProposer final : public Proposer {
     if (rng_() % 16 == 0) throw std::runtime_error("proposer failed");
     inner_->propose(requests, trees);
     for (TokenTree& tree : trees) {
-      if (rng_() % 4 == 0) spoil(tree);
+      // Once is enough: what an inner one left ragged cannot be indexed.
+      if (rng_() % 4 == 0 && tree.parents.size() == tree.tokens.size()) spoil(tree);
     }
   }
-  void observe(std::span<const Outcome>) override {
+  void observe(std::span<const Outcome> outcomes) override {
+    if (rng_() % 4 != 0) inner_->observe(outcomes);
     if (rng_() % 32 == 0) throw std::runtime_error("observe failed");
   }
   void finish(RequestId id) override {
@@ -104,13 +107,20 @@ Request make_request(std::size_t number) {
   request.sampling.seed = static_cast<std::int64_t>(number);
   request.sampling.n = number % 5 == 0 ? 3 : 1;
   request.cache_salt = number % 3;
+  if (number % 7 == 2) request.prediction.assign(length, static_cast<TokenId>(rng() % 24));
   if (number % 4 == 1) request.max_draft_tokens = static_cast<std::int32_t>(number % 3);
   return request;
 }
 
 Request make_bad_request(std::uint64_t kind) {
   Request request = make_request(1);
-  switch (kind % 8) {
+  switch (kind % 10) {
+    case 8:
+      request.prediction = {24};
+      break;
+    case 9:
+      request.prediction.assign(65, 1);
+      break;
     case 0:
       request.prompt_token_ids.clear();
       break;
@@ -190,23 +200,42 @@ class EngineFuzz {
     return streams;
   }
 
+  std::shared_ptr<Proposer> make_proposer(std::uint64_t kind) {
+    if (kind == 0) {
+      return std::make_shared<PromptLookupProposer>(
+          PromptLookupOptions{.prompt_lookup_max = 2, .prompt_lookup_min = 1, .tree_width = 2});
+    }
+    if (kind == 1) {
+      SuffixIndexOptions options;
+      options.vocab_size = 24;
+      options.max_bytes = std::size_t{1} << 20;
+      options.generation_bytes = std::size_t{1} << (12 + rng_() % 6);
+      options.freeze = rng_() % 2 == 0;
+      return std::make_shared<SuffixProposer>(
+          std::make_shared<SuffixIndex>(options),
+          SuffixProposerOptions{.min_survival = 0.05F,
+                                .tree_width = static_cast<std::int32_t>(1 + rng_() % 4)});
+    }
+    if (kind == 2) {
+      // Each half hostile by itself: one failing must not take the other along.
+      return std::make_shared<StackedProposer>(
+          std::make_shared<HostileProposer>(make_proposer(rng_() % 2), rng_()),
+          std::make_shared<HostileProposer>(make_proposer(3), rng_()));
+    }
+    return std::make_shared<DraftModelProposer>(
+        testing::tiny_model(runtime_, DType::kFloat32, 3, 0.2F, micro_config()),
+        DraftModelOptions{.tree_width = static_cast<std::int32_t>(1 + rng_() % 3),
+                          .num_kv_blocks = static_cast<std::int32_t>(4 + rng_() % 8)},
+        24);
+  }
+
   void restart() {
     EngineOptions options;
     options.max_num_seqs = static_cast<std::int32_t>(1 + rng_() % 12);
     options.max_num_batched_tokens = options.max_num_seqs + static_cast<std::int32_t>(rng_() % 40);
     options.num_kv_blocks = static_cast<std::int32_t>(4 + rng_() % 20);
     options.enable_prefix_caching = rng_() % 2 == 0;
-    std::shared_ptr<Proposer> proposer;
-    if (rng_() % 2 == 0) {
-      proposer = std::make_shared<PromptLookupProposer>(
-          PromptLookupOptions{.prompt_lookup_max = 2, .prompt_lookup_min = 1, .tree_width = 2});
-    } else {
-      proposer = std::make_shared<DraftModelProposer>(
-          testing::tiny_model(runtime_, DType::kFloat32, 3, 0.2F, micro_config()),
-          DraftModelOptions{.tree_width = static_cast<std::int32_t>(1 + rng_() % 3),
-                            .num_kv_blocks = static_cast<std::int32_t>(4 + rng_() % 8)},
-          24);
-    }
+    std::shared_ptr<Proposer> proposer = make_proposer(rng_() % 4);
     proposer = std::make_shared<HostileProposer>(std::move(proposer), rng_());
     engine_ =
         std::make_unique<Engine>(model_, options, nullptr, std::move(proposer),

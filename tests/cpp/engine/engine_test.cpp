@@ -16,6 +16,7 @@
 #include "smartspec/draft_model.hpp"
 #include "smartspec/error.hpp"
 #include "smartspec/prompt_lookup.hpp"
+#include "smartspec/suffix_proposer.hpp"
 
 namespace smartspec {
 namespace {
@@ -118,6 +119,8 @@ TEST(EngineTest, BadRequestsAreRefusedByNameAndChangeNothing) {
   names([](Request& r) { r.sampling.top_p = 0.0F; }, "top_p");
   names([](Request& r) { r.sampling.stop = {"x"}; }, "stop");
   names([](Request& r) { r.max_draft_tokens = 257; }, "max_draft_tokens");
+  names([](Request& r) { r.prediction = {1, kVocab}; }, "prediction[1]");
+  names([](Request& r) { r.prediction.assign(257, 1); }, "prediction");
   EXPECT_FALSE(engine.has_unfinished());
   EXPECT_TRUE(engine.step().empty());
 }
@@ -225,6 +228,123 @@ TEST(EngineTest, DraftingWithTheTargetItselfAcceptsEverything) {
     EXPECT_EQ(output.stats.num_steps, 5);  // one token from the prompt, then 4 x 5
     EXPECT_EQ(output.stats.num_drafted, 16);
   }
+}
+
+/// Drafts for every other call; writes down what it is told.
+class Listener final : public Proposer {
+ public:
+  std::map<RequestId, std::vector<TokenId>> emitted;
+  std::map<RequestId, std::vector<TokenId>> texts;
+  std::vector<RequestId> finished;
+
+  [[nodiscard]] std::string_view name() const override { return "listener"; }
+  void propose(std::span<const ProposeRequest> requests, std::span<TokenTree> trees) override {
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_EQ(requests[i].cache_salt, 5U);
+      EXPECT_EQ(std::vector<TokenId>(requests[i].prediction.begin(), requests[i].prediction.end()),
+                (std::vector<TokenId>{7, 8}));
+      if (calls_++ % 2 == 0) trees[i] = TokenTree::chain(std::vector<TokenId>{1, 2});
+    }
+  }
+  void observe(std::span<const Outcome> outcomes) override {
+    for (const Outcome& outcome : outcomes) {
+      EXPECT_EQ(std::count(finished.begin(), finished.end(), outcome.id), 0);
+      EXPECT_FALSE(outcome.emitted.empty());
+      ASSERT_NE(outcome.request, nullptr);
+      EXPECT_EQ(outcome.request->id, outcome.id);
+      auto& text = texts[outcome.id];
+      text.assign(outcome.request->tokens.begin(), outcome.request->tokens.end());
+      auto& stream = emitted[outcome.id];
+      stream.insert(stream.end(), outcome.emitted.begin(), outcome.emitted.end());
+      const auto num_prompt = static_cast<std::size_t>(outcome.request->num_prompt_tokens);
+      ASSERT_EQ(text.size(), num_prompt + stream.size());
+      EXPECT_TRUE(std::equal(stream.begin(), stream.end(), text.end() - std::ssize(stream)));
+    }
+  }
+  void finish(RequestId id) override { finished.push_back(id); }
+
+ private:
+  int calls_ = 0;
+};
+
+TEST(EngineTest, AProposerHearsOfEveryTokenBeforeTheEnd) {
+  for (const std::int32_t length : {0, 4}) {
+    const auto listener = std::make_shared<Listener>();
+    Engine engine(model(), EngineOptions{.max_num_batched_tokens = 64}, nullptr, listener,
+                  length > 0 ? make_fixed_policy(length) : make_off_policy());
+    for (const std::int32_t max_tokens : {1, 2, 30}) {
+      Request request = greedy_request({3, 4, 5}, max_tokens);
+      request.cache_salt = 5;
+      request.prediction = {7, 8};
+      request.sampling.n = 2;
+      request.sampling.temperature = 1.0F;
+      engine.add_request(std::move(request));
+    }
+    Request silent = greedy_request({3, 4, 5}, 9);
+    silent.speculate = false;
+    const RequestId silent_id = engine.add_request(std::move(silent));
+    engine.step();
+    engine.step();
+    EXPECT_TRUE(engine.preempt(4));
+    const Collected result = run_all(engine);
+    EXPECT_EQ(listener->finished.size(), 7U);
+    EXPECT_EQ(listener->emitted.size(), 6U);
+    EXPECT_FALSE(listener->emitted.contains(silent_id)) << "it asked for no speculation";
+    EXPECT_EQ(listener->emitted[0].size(), 1U);
+    EXPECT_EQ(listener->emitted[3].size(), 2U);
+    EXPECT_EQ(listener->emitted[5].size(), 30U);
+    EXPECT_EQ(engine.stats().num_proposer_errors, 0);
+  }
+}
+
+class Failing final : public Proposer {
+ public:
+  [[nodiscard]] std::string_view name() const override { return "failing"; }
+  void propose(std::span<const ProposeRequest>, std::span<TokenTree>) override {
+    ++calls;
+    throw std::runtime_error("no idea");
+  }
+  std::int64_t calls = 0;
+};
+
+TEST(EngineTest, AStackedProposerDraftsOnAndCountsWhenOneHalfFails) {
+  const auto draft = std::make_shared<DraftModelProposer>(model(), DraftModelOptions{}, kVocab);
+  for (const bool free_fails : {true, false}) {
+    const auto failing = std::make_shared<Failing>();
+    const auto stacked = free_fails ? std::make_shared<StackedProposer>(failing, draft)
+                                    : std::make_shared<StackedProposer>(draft, failing, 100.0);
+    Engine engine(model(), EngineOptions{}, nullptr, stacked, make_fixed_policy(4));
+    engine.add_request(greedy_request({3, 4, 5}, 40));
+    run_all(engine);
+    const EngineStats stats = engine.stats();
+    EXPECT_GT(failing->calls, 5);
+    EXPECT_EQ(stats.num_proposer_errors, failing->calls);
+    EXPECT_EQ(stats.last_proposer_error, "no idea");
+    EXPECT_EQ(stats.num_accepted, stats.num_drafted) << "the target drafts for itself";
+    EXPECT_GT(stats.num_accepted, 25);
+  }
+}
+
+TEST(EngineTest, WhatOneEngineEmitsTheNextDrafts) {
+  SuffixIndexOptions options;
+  options.vocab_size = kVocab;
+  const auto index = std::make_shared<SuffixIndex>(options);
+  std::vector<std::int64_t> num_steps;
+  for (int round = 0; round < 3; ++round) {
+    Engine engine(model(), EngineOptions{}, nullptr,
+                  std::make_shared<SuffixProposer>(index, SuffixProposerOptions{}),
+                  make_fixed_policy(16));
+    Request request = greedy_request({3, 4, 5, 6}, 60);
+    request.cache_salt = round == 2 ? 9 : 0;
+    request.sampling.temperature = 1.0F;  // greedy text of a random model repeats itself
+    request.sampling.seed = 4;
+    engine.add_request(std::move(request));
+    const Collected result = run_all(engine);
+    num_steps.push_back(result.last.begin()->second.stats.num_steps);
+    EXPECT_EQ(index->stats().num_tokens, 60 * (round + 1)) << "to the last token";
+  }
+  EXPECT_LT(2 * num_steps[1], num_steps[0]);
+  EXPECT_EQ(num_steps[2], num_steps[0]) << "nothing crosses tenants";
 }
 
 TEST(EngineTest, PromptLogprobsAreTheModelsAndComeOnce) {

@@ -18,6 +18,7 @@
 #include "smartspec/draft_model.hpp"
 #include "smartspec/engine.hpp"
 #include "smartspec/prompt_lookup.hpp"
+#include "smartspec/suffix_proposer.hpp"
 
 namespace smartspec {
 namespace {
@@ -52,6 +53,7 @@ Request make_request(std::size_t number) {
   std::mt19937_64 rng(1000 + number);
   const auto below = [&](std::uint64_t n) { return static_cast<std::int32_t>(rng() % n); };
   Request request;
+  request.cache_salt = number % 4 == 3 ? 77 : 0;
   std::mt19937_64 shared(number % 3 == 0 ? 7 : 1000 + number);
   const std::int32_t length = 1 + below(70);
   for (std::int32_t i = 0; i < length; ++i) {
@@ -94,6 +96,32 @@ std::shared_ptr<const StopVocabulary> make_stops() {
   return stops;
 }
 
+/// An index that holds other text already, in two namespaces, and whose generations are sealed,
+/// frozen and, when it is `full` of them, evicted while requests run.
+std::shared_ptr<SuffixIndex> make_used_index(std::uint64_t seed, bool freeze, double full) {
+  SuffixIndexOptions options;
+  options.vocab_size = kVocab;
+  options.max_bytes = std::size_t{1} << 20;
+  options.generation_bytes = std::size_t{1} << (12 + seed % 6);
+  options.freeze = freeze;
+  options.background = seed / 8 % 2 == 0;
+  auto index = std::make_shared<SuffixIndex>(options);
+  std::mt19937_64 rng(seed);
+  std::vector<TokenId> tokens(2000);
+  const std::vector<std::int64_t> offsets = {0, 500, 1000, 1500, 2000};
+  std::string_view name_space = "77";
+  for (auto stats = index->stats();
+       stats.evicted_tokens == 0 &&
+       static_cast<double>(stats.num_bytes) < full * static_cast<double>(options.max_bytes);
+       stats = index->stats()) {
+    for (TokenId& token : tokens) token = static_cast<TokenId>(rng() % kVocab);
+    index->preload(offsets, tokens, name_space);
+    index->wait();
+    name_space = {};
+  }
+  return index;
+}
+
 struct Setting {
   std::string proposer = "none";
   std::int32_t length = 4;
@@ -106,6 +134,7 @@ struct Setting {
   bool aborts = false;
   std::int32_t threads = 1;
   std::uint64_t seed = 0;
+  std::shared_ptr<SuffixIndex> index{};  // of suffix proposers; null: one of their own
 
   [[nodiscard]] std::string text() const {
     return proposer + " k=" + std::to_string(length) + " w=" + std::to_string(width) +
@@ -140,6 +169,21 @@ class ExactnessTest : public ::testing::TestWithParam<DType> {
     if (setting.proposer == "lookup") {
       return std::make_shared<PromptLookupProposer>(PromptLookupOptions{
           .prompt_lookup_max = 3, .prompt_lookup_min = 1, .tree_width = setting.width});
+    }
+    if (setting.proposer == "suffix") {
+      const bool freeze = setting.seed % 4 < 2;
+      return std::make_shared<SuffixProposer>(
+          setting.index != nullptr ? setting.index
+                                   : make_used_index(setting.seed, freeze, freeze ? 0.2 : 0.95),
+          SuffixProposerOptions{.min_survival = setting.seed % 2 == 0 ? 0.02F : 0.15F,
+                                .tree_width = setting.width});
+    }
+    if (setting.proposer == "suffix+draft") {
+      Setting free = setting, paid = setting;
+      free.proposer = "suffix";
+      paid.proposer = "draft";
+      return std::make_shared<StackedProposer>(make_proposer(free), make_proposer(paid), 0.8,
+                                               1 + setting.length / 2);
     }
     // "twin" drafts with the target itself, "draft" with a noisy copy of it.
     const float noise = setting.proposer == "twin" ? 0.0F : 0.15F;
@@ -198,6 +242,7 @@ class ExactnessTest : public ::testing::TestWithParam<DType> {
       for (std::uint64_t burst = rng() % 4; burst > 0 && next < kPoolSize; --burst, ++next) {
         Request request = make_request(next);
         request.priority = static_cast<std::int32_t>(rng() % 2);
+        if (next % 3 == 1) request.prediction = make_prediction(next);
         const RequestId id = engine.add_request(std::move(request));
         numbers[id] = next;
         live.push_back(id);
@@ -220,9 +265,47 @@ class ExactnessTest : public ::testing::TestWithParam<DType> {
     }
     EXPECT_EQ(engine.check_integrity(), "");
     EXPECT_EQ(engine.stats().kv.num_free, engine.stats().kv.num_blocks);
+    EXPECT_EQ(engine.stats().last_proposer_error, "");
+    accepted_ += engine.stats().num_accepted;
     std::int64_t compared = 0;
     for (const auto& [id, number] : numbers) compared += compare(results[id], number);
     return compared;
+  }
+
+  /// What the request will say, with a slip now and then.
+  std::vector<TokenId> make_prediction(std::size_t number) {
+    std::vector<TokenId> tokens = reference(number).tokens;
+    for (std::size_t i = 6; i < tokens.size(); i += 7) tokens[i] = (tokens[i] + 1) % kVocab;
+    return tokens;
+  }
+
+  std::int64_t accepted_ = 0;  // drafted tokens, over all runs of a test
+
+  /// Engines that come and go over one index, the same requests each time.
+  void share_index(const std::shared_ptr<SuffixIndex>& index) {
+    const auto start = index->stats();
+    std::vector<std::int64_t> accepted;
+    for (const char* proposer : {"suffix", "suffix+draft", "suffix", "suffix"}) {
+      Setting setting{.proposer = proposer, .length = 8, .seed = 6, .index = index};
+      setting.width = accepted.size() == 3 ? 3 : 1;
+      SCOPED_TRACE(setting.text());
+      accepted_ = 0;
+      EXPECT_GT(run(setting), 0);
+      if (HasFailure()) return;
+      accepted.push_back(accepted_);
+    }
+    EXPECT_GT(accepted[0], 100);
+    EXPECT_GT(accepted[2], 2 * accepted[0]) << "the same requests again: all was seen before";
+    index->wait();
+    const auto end = index->stats();
+    EXPECT_EQ(end.num_requests, 0);
+    EXPECT_EQ(end.num_namespaces, 2);
+    if (index->options().freeze) {
+      EXPECT_GT(end.frozen_tokens, start.frozen_tokens);
+    } else {
+      EXPECT_GT(end.evicted_tokens, start.evicted_tokens);
+    }
+    EXPECT_LE(end.num_bytes, static_cast<std::int64_t>(index->options().max_bytes));
   }
 
   std::int64_t compare(const Result& result, std::size_t number) {
@@ -255,6 +338,11 @@ TEST_P(ExactnessTest, EveryAxisAlone) {
       {.proposer = "junk", .length = 6, .width = 3, .blocks = 12, .prefix_cache = true},
       {.proposer = "draft", .length = 4, .blocks = 12, .force_preempt = true},
       {.proposer = "lookup", .length = 4, .prefix_cache = true, .aborts = true},
+      {.proposer = "suffix", .length = 16, .batch = 4, .seed = 2},
+      {.proposer = "suffix", .length = 8, .width = 4, .batch = 32, .chunk = 48, .seed = 13},
+      {.proposer = "suffix", .length = 6, .width = 2, .blocks = 12, .force_preempt = true},
+      {.proposer = "suffix+draft", .length = 8, .width = 2, .prefix_cache = true, .seed = 4},
+      {.proposer = "suffix+draft", .length = 5, .blocks = 12, .aborts = true, .threads = 2},
   };
   for (const Setting& setting : settings) {
     SCOPED_TRACE(setting.text());
@@ -263,9 +351,15 @@ TEST_P(ExactnessTest, EveryAxisAlone) {
   }
 }
 
+TEST_P(ExactnessTest, OneSuffixIndexOverManyEngines) {
+  share_index(make_used_index(0, true, 0.5));
+  if (!HasFailure()) share_index(make_used_index(0, false, 0.97));
+}
+
 TEST_P(ExactnessTest, RandomCombinations) {
   std::mt19937_64 rng(2026);
-  const std::vector<std::string> proposers = {"none", "lookup", "twin", "draft", "junk"};
+  const std::vector<std::string> proposers = {"none", "lookup", "twin",        "draft",
+                                              "junk", "suffix", "suffix+draft"};
   std::int64_t compared = 0;
   std::int64_t rounds = 0;
   for (std::uint64_t round = 0; compared < token_goal(); ++round, ++rounds) {
