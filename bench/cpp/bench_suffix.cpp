@@ -363,7 +363,7 @@ void long_prompt(const Workload& workload) {
                           static_cast<std::ptrdiff_t>(std::min(kPrompt, workload.history.size())));
   SuffixIndex index;
   std::vector<double> whole, drop, slice;
-  for (RequestId id = 0; id < 10; ++id) {
+  for (RequestId id = 0; id < 40; ++id) {
     SuffixRequest request;
     request.id = id;
     request.num_prompt_tokens = static_cast<std::int64_t>(prompt.size());

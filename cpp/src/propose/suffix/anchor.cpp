@@ -87,11 +87,8 @@ struct Scratch {
 };
 
 void anchor_one(RequestState& request, Scratch& scratch) {
-  const Generation& live = request.history->live();
   const auto end = static_cast<std::int64_t>(request.text.size());
-  if (request.live_position != end) {
-    follow(live.automaton, request, request.live_match, request.live_position);
-  }
+  anchor_live(request);
   if (request.history->generations.size() == 1 && request.older.empty()) return;
   align_cursors(request);
   const bool is_deep =
@@ -118,6 +115,11 @@ void anchor_one(RequestState& request, Scratch& scratch) {
 }
 
 }  // namespace
+
+void anchor_live(RequestState& request) {
+  if (request.live_position == static_cast<std::int64_t>(request.text.size())) return;
+  follow(request.history->live().automaton, request, request.live_match, request.live_position);
+}
 
 void anchor(std::span<RequestState* const> group) {
   thread_local Scratch scratch;

@@ -42,10 +42,10 @@ TextEnd SuffixAutomaton::extend(StateId last, TokenId token) {
   const StateId end = new_state(length);
   StateId context = last;
   StateId next = kNoState;
-  while (context != kNoState && (next = find(context, token)) == kNoState) {
+  do {
     add_edge(context, token, end);
     context = states_[context].link;
-  }
+  } while (context != kNoState && (next = find(context, token)) == kNoState);
   if (context == kNoState) {
     states_[end].link = kRoot;
   } else {
@@ -89,23 +89,14 @@ void SuffixAutomaton::count_occurrence(StateId last, TokenId token, std::int32_t
   StateId counted = kNoState;
   StateId context = last;
   for (int chain = 0; context != kNoState; ++chain) {
-    State& state = states_[context];
-    if (state.best_token == token) {  // the common case touches no edge table
-      if (chain >= kMaxChain && state.best_to != counted) break;
-      State& next = states_[state.best_to];
-      if (state.best_to != counted) next.count += static_cast<std::uint32_t>(delta);
-      counted = state.best_to;
-      state.best_count = next.count;
-      if (delta < 0) refresh_best(context, token, counted, delta);
-    } else {
-      const Edge* edge = find_edge(state, token);
-      if (edge == nullptr) return;  // only in an index that a faulty program wrote
-      const StateId next = edge->to;
-      if (chain >= kMaxChain && next != counted) break;
-      if (next != counted) states_[next].count += static_cast<std::uint32_t>(delta);
-      counted = next;
-      refresh_best(context, token, next, delta);
-    }
+    const State& state = states_[context];
+    Edge* edge = state.best_token == token ? nullptr : find_edge(state, token);
+    if (edge == nullptr && state.best_token != token) return;  // a faulty program's index
+    const StateId next = edge == nullptr ? state.best_to : edge->to;
+    if (chain >= kMaxChain && next != counted) break;
+    if (next != counted) states_[next].count += static_cast<std::uint32_t>(delta);
+    counted = next;
+    refresh_best(context, edge, delta);
     context = state.link;
   }
   // Owed to classes not counted at all: the part of a counted one that is split off before debts
@@ -113,15 +104,20 @@ void SuffixAutomaton::count_occurrence(StateId last, TokenId token, std::int32_t
   if (context != kNoState) debts_.push_back({context, token, delta});
 }
 
-void SuffixAutomaton::refresh_best(StateId context, TokenId token, StateId to, std::int32_t delta) {
+// After the count of where `edge` leads has changed; null: the best one.
+void SuffixAutomaton::refresh_best(StateId context, Edge* edge, std::int32_t delta) {
   State& state = states_[context];
-  if (state.best_token == token) {
-    state.best_count = states_[to].count;
-    if (delta > 0 || state.num_edges == 0) return;
-  } else if (delta > 0) {
-    if (states_[to].count >= state.best_count) make_best(state, *find_edge(state, token));
-    return;
+  if (edge == nullptr) {
+    state.best_count = states_[state.best_to].count;
+    if (delta < 0 && state.num_edges > 0) outdated_.push_back(context);
+  } else if (delta > 0 && states_[edge->to].count >= state.best_count) {
+    make_best(state, *edge);
   }
+}
+
+// Looks through all continuations for one more frequent than the best has become.
+void SuffixAutomaton::search_best(StateId context) {
+  State& state = states_[context];
   Edge* best = nullptr;
   std::uint32_t best_count = state.best_count;
   for_each_edge(state, edges_.data(), [&](Edge& edge) {
@@ -150,10 +146,12 @@ void SuffixAutomaton::settle() {
       seen += std::get<4>(queue.top());
       queue.pop();
     }
-    const StateId next = find(context, token);
-    if (next == kNoState) continue;
+    const State& state = states_[context];
+    Edge* edge = state.best_token == token ? nullptr : find_edge(state, token);
+    if (edge == nullptr && state.best_token != token) continue;
+    const StateId next = edge == nullptr ? state.best_to : edge->to;
     states_[next].count += static_cast<std::uint32_t>(delta - seen);
-    refresh_best(context, token, next, delta);
+    refresh_best(context, edge, delta);
     const StateId link = states_[context].link;
     if (link == kNoState) continue;
     queue.emplace(states_[link].length, link, token, delta, find(link, token) == next ? delta : 0);
@@ -169,6 +167,11 @@ void SuffixAutomaton::forget(std::span<const TokenId> sequence) {
     if (last == kNoState) break;
   }
   settle();
+  // Once for each context, not once for each time it occurred: the shortest have most of the edges.
+  std::sort(outdated_.begin(), outdated_.end());
+  outdated_.erase(std::unique(outdated_.begin(), outdated_.end()), outdated_.end());
+  for (const StateId context : outdated_) search_best(context);
+  outdated_ = {};
 }
 
 void SuffixAutomaton::follow(Match& match, TokenId token, std::uint32_t max_contexts) const {

@@ -176,7 +176,8 @@ class SuffixAutomaton {
   StateId new_state(std::uint32_t length);
   TextEnd extend(StateId last, TokenId token);
   void count_occurrence(StateId last, TokenId token, std::int32_t delta);
-  void refresh_best(StateId context, TokenId token, StateId to, std::int32_t delta);
+  void refresh_best(StateId context, Edge* edge, std::int32_t delta);
+  void search_best(StateId context);
   void make_best(State& state, Edge& edge);
 
   Arena<State> states_;
@@ -184,6 +185,7 @@ class SuffixAutomaton {
   std::array<std::uint32_t, 32> free_slots_;
   std::uint32_t num_tokens_ = 0;
   std::vector<Debt> debts_;
+  std::vector<StateId> outdated_;  // during forget(): contexts whose best continuation lost counts
 };
 
 template <class Visit>

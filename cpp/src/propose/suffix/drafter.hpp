@@ -83,6 +83,8 @@ void prefetch_reached(const RequestState& request);
 /// Brings the request's places in all older generations up to its text, and its place in the live
 /// one if it has lost it. Searches of frozen segments run in lock-step over the group.
 void anchor(std::span<RequestState* const> group);
+/// Of that the live generation only, as far as it is lost.
+void anchor_live(RequestState& request);
 
 /// Teaches the calibration with `truth`, the tokens that followed the pending draft.
 struct LearntDraft {

@@ -20,6 +20,7 @@ constexpr std::size_t kMinBytes = std::size_t{1} << 20;
 constexpr std::size_t kMaxHashBytes = 64;
 // Preloading lets drafts through between texts, after this many tokens.
 constexpr std::size_t kPreloadSlice = 4096;
+constexpr std::size_t kUsualDraft = 16;  // tokens; room for longer ones is made when asked for
 
 SuffixIndexOptions check(SuffixIndexOptions options) {
   if (options.vocab_size < 0) {
@@ -196,6 +197,8 @@ void SuffixIndex::start_request(const SuffixRequest& request) {
   state->id = request.id;
   state->num_prompt_tokens = request.num_prompt_tokens;
   state->is_shared = request.share_output;
+  state->pending.nodes.resize(kUsualDraft + 1);
+  state->pending.traces.resize(kUsualDraft + 1);
   suffix::StateId end = suffix::kRoot;
   for (const TokenId token : request.prediction) end = state->local.append(end, token).state;
   const std::lock_guard changing(impl_->gate);

@@ -170,6 +170,10 @@ void SuffixIndex::Impl::index_prompt(Slice& slice) {
   for (const TokenId token : slice.tokens.first(count)) append_local(state, token);
   state.pending.position = -1;
   slice.tokens = slice.tokens.subspan(count);
+  if (static_cast<std::int64_t>(state.text.size()) < state.num_prompt_tokens) return;
+  // So that the first draft need not: nobody changes the live generation while we are writing.
+  if (state.generation != state.history->live().id) leave_generation(state);
+  suffix::anchor_live(state);
 }
 
 // In lock-step over a group: one token of each request after the other, what the next appends will
