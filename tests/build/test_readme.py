@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The SmartSpec authors
 # SPDX-License-Identifier: Apache-2.0
-"""The two programs in README.md: the Python one runs, the C++ one compiles."""
+"""The programs in README.md: the Python ones run, the C++ one compiles."""
 
 from __future__ import annotations
 
@@ -19,10 +19,23 @@ def code_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_the_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (program,) = code_blocks("python")
+def run(program: str) -> None:
     exec(compile(program, "README.md", "exec"), {})
+
+
+def test_the_engine_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    run(code_blocks("python")[0])
     assert "drafted" in capsys.readouterr().out
+
+
+def test_the_suffix_index_example_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (program,) = code_blocks("python")[1:]
+    run(program)
+    assert capsys.readouterr().out.startswith("[7 8")  # drafts what followed 5, 6 before
+    assert (tmp_path / "outputs.suffix").stat().st_size > 0
 
 
 def test_the_cpp_example_compiles(tmp_path: Path) -> None:
