@@ -86,9 +86,9 @@ struct SuffixIndexStats {
   std::int64_t frozen_bytes = 0;
   std::int32_t num_generations = 0;
   std::int32_t num_namespaces = 0;
-  std::int32_t num_requests = 0;   // active
-  std::int64_t request_bytes = 0;  // their own text and index
-  std::int64_t evicted_tokens = 0;
+  std::int32_t num_requests = 0;     // active
+  std::int64_t request_bytes = 0;    // their own text and index
+  std::int64_t evicted_tokens = 0;   // dropped to stay within max_bytes, or by clear()
   std::int64_t drafted_tokens = 0;   // of drafts followed up by later tokens
   std::int64_t accepted_tokens = 0;  // of those, equal to the text that came
   double expected_tokens = 0;        // sum of their claimed survivals
@@ -121,7 +121,7 @@ class SMARTSPEC_API SuffixIndex {
 
   /// Drafts for `ids` (distinct, active) from what update() was fed. `max_tokens`: per request, in
   /// [0, options.max_tokens], or empty for options.max_tokens each. Never touches other outputs'
-  /// rows. Does not allocate once a request has drafted before.
+  /// rows. Does not allocate once a request has drafted before and no generation was sealed since.
   void draft(std::span<const RequestId> ids, std::span<const std::int32_t> max_tokens,
              const SuffixDraftOptions& options, const SuffixDrafts& out) const;
 
