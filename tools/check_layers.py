@@ -60,6 +60,10 @@ def vocabulary_and(*headers: str) -> frozenset[str]:
 
 
 BACKEND_SEAM = "backend/backend.hpp"
+SCHEDULE = (
+    "length_policy", "cost_model", "allocation", "survival_model", "goodput_policy",
+    "baseline_policies", "scheduler", "policy_trace",
+)  # fmt: skip
 LAYERS = [
     Layer("cpp/include/smartspec", None, (), frozenset(STANDARD)),
     # L0 and L1: the parts that stand alone.
@@ -69,7 +73,9 @@ LAYERS = [
     Layer("cpp/src/propose",
           vocabulary_and("proposer", "prompt_lookup", "suffix_index", "suffix_proposer"),
           ("core/", "propose/")),
-    Layer("cpp/src/schedule", vocabulary_and("length_policy"), ("core/", "schedule/")),
+    Layer("cpp/src/schedule", vocabulary_and(*SCHEDULE), ("core/", "schedule/")),
+    # Drives the schedule part in virtual time, through its public headers.
+    Layer("cpp/src/simulate", vocabulary_and("simulator", *SCHEDULE), ("core/", "simulate/")),
     # L2: the seam and the devices behind it. model.hpp declares make_runtime.
     Layer("cpp/src/backend", vocabulary_and("model"), ("core/", "backend/")),
     Layer("cpp/src/cpu", vocabulary_and(), ("core/", BACKEND_SEAM, "cpu/"),

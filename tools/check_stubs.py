@@ -27,7 +27,8 @@ def generate() -> str:
             sys.exit(f"pybind11-stubgen failed:\n{result.stdout}{result.stderr}")
         made = Path(folder) / "smartspec_core" / "_core.pyi"
         # pybind11 takes None for a pointer and does not say so in the signature.
-        made.write_text(re.sub(r"(: [\w.]+) = None\b", r"\1 | None = None", made.read_text()))
+        text = re.sub(r"(: [\w.]+) = None\b", r"\1 | None = None", made.read_text())
+        made.write_text(re.sub(r"\bos\.PathLike\b(?!\[)", "os.PathLike[str]", text))
         for step in (["check", "--fix", "--quiet", "--select", "I,UP"], ["format", "--quiet"]):
             subprocess.run([BIN / "ruff", *step, "--config", ROOT / "pyproject.toml", made])
         return made.read_text()

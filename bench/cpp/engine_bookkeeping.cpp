@@ -43,9 +43,9 @@ class ConstantProposer final : public Proposer {
 };
 
 struct Row {
-  double step = 0, model = 0, propose = 0, verify = 0;
+  double step = 0, model = 0, propose = 0, decide = 0, verify = 0;
   [[nodiscard]] double outside() const { return step - model; }
-  [[nodiscard]] double rest() const { return step - model - propose - verify; }
+  [[nodiscard]] double rest() const { return step - model - propose - decide - verify; }
 };
 
 Row measure(std::int32_t batch, std::int32_t vocab_size, float temperature, std::int32_t draft,
@@ -74,6 +74,7 @@ Row measure(std::int32_t batch, std::int32_t vocab_size, float temperature, std:
     rows.push_back({after.step_seconds - before.step_seconds,
                     after.forward_seconds - before.forward_seconds,
                     after.propose_seconds - before.propose_seconds,
+                    after.decision_seconds - before.decision_seconds,
                     after.verify_seconds - before.verify_seconds});
   }
   const auto middle = rows.begin() + static_cast<std::ptrdiff_t>(rows.size() / 2);
@@ -87,15 +88,15 @@ Row measure(std::int32_t batch, std::int32_t vocab_size, float temperature, std:
 int main(int argc, char** argv) {
   const int num_steps = argc > 1 ? std::atoi(argv[1]) : 400;
   std::printf("medians over %d steps, ms; outside = everything but the model\n", num_steps);
-  std::printf("%5s %7s %5s %5s | %8s %8s %8s %8s %8s\n", "batch", "vocab", "temp", "draft",
-              "outside", "rest", "propose", "verify", "model");
+  std::printf("%5s %7s %5s %5s | %8s %8s %8s %8s %8s %8s\n", "batch", "vocab", "temp", "draft",
+              "outside", "rest", "propose", "decide", "verify", "model");
   for (const std::int32_t batch : {1, 8, 64}) {
     for (const float temperature : {0.0F, 1.0F}) {
       for (const std::int32_t draft : {0, 4}) {
         const Row row = measure(batch, 4096, temperature, draft, num_steps);
-        std::printf("%5d %7d %5.1f %5d | %8.4f %8.4f %8.4f %8.4f %8.4f\n", batch, 4096,
+        std::printf("%5d %7d %5.1f %5d | %8.4f %8.4f %8.4f %8.4f %8.4f %8.4f\n", batch, 4096,
                     static_cast<double>(temperature), draft, row.outside() * 1e3, row.rest() * 1e3,
-                    row.propose * 1e3, row.verify * 1e3, row.model * 1e3);
+                    row.propose * 1e3, row.decide * 1e3, row.verify * 1e3, row.model * 1e3);
       }
     }
   }

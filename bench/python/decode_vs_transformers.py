@@ -67,6 +67,7 @@ def main() -> None:
         reference = random_llama(directory)
         llm = smartspec.LLM(
             directory,
+            speculation="off",
             num_threads=args.threads,
             max_num_seqs=1,
             max_model_len=args.context + args.rounds + 64,

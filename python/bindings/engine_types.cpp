@@ -27,6 +27,7 @@ void init_options(py::module_& m) {
             o.kv_dtype = weight_dtype(dtype);
           })
       .def_readwrite("enable_prefix_caching", &EngineOptions::enable_prefix_caching)
+      .def_readwrite("aging_seconds", &EngineOptions::aging_seconds)
       .def_readwrite("seed", &EngineOptions::seed)
       .def_readwrite("prefix_hash_seed", &EngineOptions::prefix_hash_seed)
       .def_readwrite("record_logits_hash", &EngineOptions::record_logits_hash);
@@ -39,10 +40,23 @@ void init_stats(py::module_& m) {
       .def_readonly("num_steps", &RequestStats::num_steps)
       .def_readonly("num_preemptions", &RequestStats::num_preemptions)
       .def_readonly("num_cached_tokens", &RequestStats::num_cached_tokens)
+      .def_readonly("proposer", &RequestStats::proposer,
+                    "Whose draft was verified last: an index into EngineStats.proposers; -1: none.")
+      .def_readonly("length_histogram", &RequestStats::length_histogram,
+                    "Decoding steps by draft tokens verified; the last entry: that many or more.")
       .def_property_readonly(
           "no_speculation_reason",
           [](const RequestStats& s) { return name_of(s.no_speculation_reason); },
           "Why the last step did not speculate, or 'none'.");
+
+  py::class_<ProposerStats>(m, "ProposerStats")
+      .def_readonly("name", &ProposerStats::name)
+      .def_readonly("pays_per_depth", &ProposerStats::pays_per_depth)
+      .def_readonly("num_calls", &ProposerStats::num_calls)
+      .def_readonly("num_proposed", &ProposerStats::num_proposed, "Tokens it returned.")
+      .def_readonly("num_drafted", &ProposerStats::num_drafted, "Of them verified.")
+      .def_readonly("num_accepted", &ProposerStats::num_accepted)
+      .def_readonly("seconds", &ProposerStats::seconds);
 
   py::class_<EngineStats>(m, "EngineStats")
       .def_readonly("num_steps", &EngineStats::num_steps)
@@ -57,9 +71,16 @@ void init_stats(py::module_& m) {
       .def_readonly("num_running", &EngineStats::num_running)
       .def_readonly("num_waiting", &EngineStats::num_waiting)
       .def_readonly("propose_seconds", &EngineStats::propose_seconds)
+      .def_readonly("paid_seconds", &EngineStats::paid_seconds,
+                    "Of propose_seconds: by proposers that pay per depth.")
+      .def_readonly("decision_seconds", &EngineStats::decision_seconds, "Scheduler and policy.")
       .def_readonly("forward_seconds", &EngineStats::forward_seconds)
       .def_readonly("verify_seconds", &EngineStats::verify_seconds)
       .def_readonly("step_seconds", &EngineStats::step_seconds)
+      .def_readonly("proposers", &EngineStats::proposers)
+      .def_property_readonly(
+          "policy", [](const EngineStats& stats) { return stats.scheduler.policy; },
+          "What the length policy did.")
       .def_readonly("kv", &EngineStats::kv);
 }
 

@@ -134,6 +134,10 @@ void init_model(py::module_& m) {
       .def_property_readonly("config", [](const Model& self) { return self.config(); })
       .def_property_readonly("dtype", [](const Model& self) { return name_of(self.dtype()); })
       .def_property_readonly("num_parameters", &Model::num_parameters)
+      .def_property_readonly("isa_name",
+                             [](const Model& self) { return isa_name(*self.runtime()); })
+      .def_property_readonly("num_threads",
+                             [](const Model& self) { return num_threads(*self.runtime()); })
       .def(
           "bytes_per_kv_token",
           [](const Model& self, const std::optional<std::string>& dtype) {

@@ -26,10 +26,13 @@ PYBIND11_MODULE(_core, m) {
   init_verify(m);
   init_weights(m);
   init_model(m);
+  init_cost(m);
   init_kv(m);
   init_proposer(m);
   init_suffix(m);
   init_native_proposers(m);
+  init_policies(m);
+  init_simulate(m);
   init_engine_types(m);
   init_engine(m);
 }

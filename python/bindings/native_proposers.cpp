@@ -1,9 +1,9 @@
 // SPDX-FileCopyrightText: The SmartSpec authors
 // SPDX-License-Identifier: Apache-2.0
 #include "smartspec/draft_model.hpp"
-#include "smartspec/length_policy.hpp"
 #include "smartspec/prompt_lookup.hpp"
 #include "smartspec/suffix_proposer.hpp"
+#include "smartspec/token_tree.hpp"
 #include "views.hpp"
 
 namespace smartspec::python {
@@ -67,13 +67,6 @@ void init_native_proposers(py::module_& m) {
            }),
            py::arg("free"), py::arg("paid"), py::arg("margin") = 0.8,
            py::arg("paid_max_depth") = kMaxTreeNodes);
-
-  py::class_<LengthPolicy, std::shared_ptr<LengthPolicy>>(m, "LengthPolicy",
-                                                          "How much each request may draft.")
-      .def_property_readonly("name", &LengthPolicy::name);
-  m.def("make_off_policy", &make_off_policy, "Length 0 for everyone.");
-  m.def("make_fixed_policy", &make_fixed_policy, py::arg("max_tokens"),
-        "min(max_tokens, what may still be emitted) for everyone.");
 }
 
 }  // namespace smartspec::python

@@ -21,7 +21,8 @@ std::vector<TokenTree> propose(Proposer& proposer, const std::vector<OwnedReques
                 .sampling = &r.sampling,
                 .seed = r.seed,
                 .cache_salt = r.cache_salt,
-                .prediction = view<TokenId>(r.prediction, "prediction", {-1})};
+                .prediction = view<TokenId>(r.prediction, "prediction", {-1}),
+                .min_survival = r.min_survival};
   }
   std::vector<TokenTree> trees(requests.size());
   const py::gil_scoped_release release;
@@ -32,8 +33,8 @@ std::vector<TokenTree> propose(Proposer& proposer, const std::vector<OwnedReques
 OwnedRequest make_request(RequestId id, const TokenIds& tokens, std::int32_t max_depth,
                           std::optional<std::int32_t> num_prompt_tokens,
                           std::optional<std::int32_t> max_nodes, const SamplingParams& sampling,
-                          std::uint64_t seed, std::uint64_t cache_salt,
-                          const TokenIds& prediction) {
+                          std::uint64_t seed, std::uint64_t cache_salt, const TokenIds& prediction,
+                          float min_survival) {
   const auto n = static_cast<std::int32_t>(tokens.ids.size());
   const std::int32_t nodes = max_nodes.value_or(max_depth);
   const std::int32_t prompt = num_prompt_tokens.value_or(n);
@@ -51,7 +52,8 @@ OwnedRequest make_request(RequestId id, const TokenIds& tokens, std::int32_t max
       seed,
       sampling,
       cache_salt,
-      py::array_t<TokenId>(static_cast<py::ssize_t>(prediction.ids.size()), prediction.ids.data())};
+      py::array_t<TokenId>(static_cast<py::ssize_t>(prediction.ids.size()), prediction.ids.data()),
+      min_survival};
 }
 
 }  // namespace
@@ -63,7 +65,8 @@ void init_proposer(py::module_& m) {
       .def(py::init(&make_request), py::arg("id"), py::arg("tokens"), py::arg("max_depth"),
            py::arg("num_prompt_tokens") = py::none(), py::arg("max_nodes") = py::none(),
            py::arg_v("sampling", SamplingParams{}, "SamplingParams()"), py::arg("seed") = 0,
-           py::arg("cache_salt") = 0, py::arg("prediction") = py::tuple())
+           py::arg("cache_salt") = 0, py::arg("prediction") = py::tuple(),
+           py::arg("min_survival") = 0.0F)
       .def_readonly("id", &OwnedRequest::id)
       .def_readonly("tokens", &OwnedRequest::tokens)
       .def_readonly("num_prompt_tokens", &OwnedRequest::num_prompt_tokens)
@@ -73,7 +76,9 @@ void init_proposer(py::module_& m) {
       .def_readonly("seed", &OwnedRequest::seed)
       .def_readonly("cache_salt", &OwnedRequest::cache_salt, "The tenant.")
       .def_readonly("prediction", &OwnedRequest::prediction,
-                    "Text that the output may resemble, from the user; int32.");
+                    "Text that the output may resemble, from the user; int32.")
+      .def_readonly("min_survival", &OwnedRequest::min_survival,
+                    "A path whose own survival falls below need not be continued.");
 
   py::class_<OwnedOutcome>(
       m, "Outcome", "What a step did to one request. `tree` is empty when it drafted nothing.")
@@ -86,7 +91,9 @@ void init_proposer(py::module_& m) {
       m, "Proposer",
       "Subclass it and define propose(self, requests) -> list with one entry per request: a "
       "TokenTree, a list of token ids (a chain), or None. Optional: observe(self, outcomes) and "
-      "finish(self, request_id). Nothing it returns or raises can change any output.")
+      "finish(self, request_id). An attribute pays_per_depth = True says that every level of a "
+      "draft costs a model pass: it is then asked only for what the policy wants. Nothing it "
+      "returns or raises can change any output.")
       .def(py::init<>())
       .def_property_readonly("name", &Proposer::name)
       .def("propose", &propose, py::arg("requests"));

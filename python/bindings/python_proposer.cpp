@@ -17,7 +17,8 @@ OwnedRequest own(const ProposeRequest& r) {
           r.seed,
           r.sampling != nullptr ? *r.sampling : SamplingParams{},
           r.cache_salt,
-          py::array_t<TokenId>(static_cast<py::ssize_t>(r.prediction.size()), r.prediction.data())};
+          py::array_t<TokenId>(static_cast<py::ssize_t>(r.prediction.size()), r.prediction.data()),
+          r.min_survival};
 }
 
 [[noreturn]] void rethrow(const std::string& where, py::error_already_set& error) {
@@ -91,6 +92,19 @@ void PythonProposer::finish(RequestId id) {
   } catch (py::error_already_set& error) {
     rethrow("Proposer.finish", error);
   }
+}
+
+bool PythonProposer::pays_per_depth() const {
+  const py::gil_scoped_acquire gil;
+  if (!pays_per_depth_) {
+    try {
+      const py::object self = py::cast(static_cast<const Proposer*>(this));
+      pays_per_depth_ = py::bool_(py::getattr(self, "pays_per_depth", py::bool_(false)));
+    } catch (py::error_already_set& error) {
+      rethrow("Proposer.pays_per_depth", error);
+    }
+  }
+  return *pays_per_depth_;
 }
 
 py::function PythonProposer::method_named(const char* name) const {

@@ -6,6 +6,7 @@
 
 #include <pybind11/trampoline_self_life_support.h>
 
+#include <optional>
 #include <string>
 
 #include "smartspec/proposer.hpp"
@@ -25,6 +26,7 @@ struct OwnedRequest {
   SamplingParams sampling;
   std::uint64_t cache_salt = 0;
   py::array_t<TokenId> prediction;
+  float min_survival = 0;
 };
 
 struct OwnedOutcome {
@@ -40,10 +42,13 @@ class PythonProposer final : public Proposer, public py::trampoline_self_life_su
   void propose(std::span<const ProposeRequest> requests, std::span<TokenTree> trees) override;
   void observe(std::span<const Outcome> outcomes) override;
   void finish(RequestId id) override;
+  /// The attribute of this name, read once.
+  [[nodiscard]] bool pays_per_depth() const override;
 
  private:
   [[nodiscard]] py::function method_named(const char* name) const;
   mutable std::string name_;
+  mutable std::optional<bool> pays_per_depth_;
 };
 
 }  // namespace smartspec::python

@@ -95,10 +95,13 @@ void init_sampling(py::module_& m);
 void init_verify(py::module_& m);
 void init_weights(py::module_& m);
 void init_model(py::module_& m);
+void init_cost(py::module_& m);
 void init_kv(py::module_& m);
 void init_proposer(py::module_& m);
 void init_suffix(py::module_& m);
 void init_native_proposers(py::module_& m);
+void init_policies(py::module_& m);
+void init_simulate(py::module_& m);
 void init_engine_types(py::module_& m);
 void init_engine(py::module_& m);
 

@@ -15,7 +15,7 @@ from .llm import LLM
 from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, SpeculationStats
 from .sampling_params import SamplingParams
 from .shipped import shipped_model
-from .speculation import Speculation
+from .speculation import RequestSpeculation, Speculation
 
 __all__ = [
     "LLM",
@@ -27,6 +27,7 @@ __all__ = [
     "Proposer",
     "RequestMetrics",
     "RequestOutput",
+    "RequestSpeculation",
     "SamplingParams",
     "Speculation",
     "SpeculationStats",

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 import time
@@ -16,11 +17,13 @@ import smartspec_core as core
 from . import metrics
 from .chat import ChatTemplate
 from .config import load_config, load_generation_config
+from .drafting import DraftingModels, make_drafting
+from .inflate import format_parameters, parse_parameters
 from .loader import load_model, model_directory
 from .outputs import RequestOutput
 from .requests import ActiveRequest, PreparedRequest, read_prediction, read_prompt
 from .sampling_params import SamplingParams, check_int
-from .speculation import Speculation
+from .speculation import RequestSpeculation, Speculation
 from .tokenizer import Tokenizer
 
 _INT32_MAX = 2**31 - 1
@@ -29,6 +32,7 @@ _DTYPES = ("auto", "float32", "bfloat16")
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Prediction = str | Sequence[int]
+Control = RequestSpeculation | Mapping[str, Any] | None
 
 
 class LLM:
@@ -36,11 +40,13 @@ class LLM:
 
     `model`, `draft_model`: Hugging Face directories (config.json, safetensors, tokenizer.json).
     `speculation`: a Speculation, its fields as a dict, a proposer's name or a Proposer object; None
-    drafts with the draft model where one is given and not at all otherwise.
+    is "auto": the suffix index and the draft model, where one is given, as much as pays at every
+    step. `speculative_config`: vLLM's, in its place (Speculation.from_vllm).
     `num_kv_blocks` 0 and `max_model_len` None choose automatically; `num_threads` 0 takes the cores
-    this process may use. `suffix_index` is the index of the proposers "suffix" and "suffix+draft",
-    to save, load and preload; else None. Methods may be called from several threads: their requests
-    share batches.
+    this process may use. `inflate_to`: parameters, such as "300M", to pad the model to with layers
+    that change no output, for measuring; `model_name` then says so. The attribute `suffix_index` is
+    the index of the suffix proposers, to save, load and preload; else None. Methods may be called
+    from several threads: their requests share batches.
     """
 
     def __init__(
@@ -60,6 +66,8 @@ class LLM:
         num_threads: int = 0,
         device: str = "cpu",
         seed: int = 0,
+        inflate_to: int | str | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in (("dtype", dtype), ("kv_dtype", kv_dtype)):
             if value not in _DTYPES:
@@ -76,71 +84,60 @@ class LLM:
         options.enable_prefix_caching = bool(enable_prefix_caching)
         options.seed = check_int("seed", seed, 0, _UINT64_MAX)
         check_int("num_threads", num_threads, 0, 1024)
+        if speculative_config is not None:
+            if speculation is not None:
+                raise ValueError("give speculation or speculative_config, not both")
+            speculation = Speculation.from_vllm(speculative_config)
         self.speculation = Speculation.resolve(speculation, draft_model is not None)
+        draft_model = draft_model if draft_model is not None else self.speculation.draft_model
 
         folder = model_directory("model", model)
         self.model_path = folder
+        self.model_name = folder.resolve().name
+        if inflate_to is not None:
+            asked = format_parameters(parse_parameters(inflate_to))
+            self.model_name += f" (inflated to {asked})"
         self.model_config = load_config(folder)
         vocab_size = self.model_config.vocab_size
         self.runtime = core.make_runtime(device, num_threads)
-        self.model = load_model(self.runtime, folder, self.model_config, dtype)
+        self.model = load_model(self.runtime, folder, self.model_config, dtype, inflate_to)
         self.tokenizer = Tokenizer.from_directory(folder, vocab_size)
         self.chat_template = ChatTemplate.from_directory(folder)
         self.generation_config = load_generation_config(folder, vocab_size)
-        stops = core.StopVocabulary(
+        self._stops = core.StopVocabulary(
             self.generation_config.eos_token_ids,
             self.tokenizer.stop_bytes() if self.tokenizer is not None else [],
         )
-        self.suffix_index: core.SuffixIndex | None = None
-        proposer, policy = self._drafting(draft_model, dtype, options)
-        self.engine = core.Engine(self.model, options, stops, proposer, policy)
+        self._options = options
+        self._draft_model: core.Model | None = None
+        if draft_model is not None and self.speculation.uses("draft"):
+            folder = model_directory("draft_model", draft_model)
+            self._draft_model = load_model(self.runtime, folder, load_config(folder), dtype)
+        self._start_engine()
+
+    def _start_engine(self) -> None:
+        models = DraftingModels(
+            self.model, self._draft_model, self._options, _tokenizer_hash(self.model_path)
+        )
+        drafting = make_drafting(self.speculation, models)
+        self.suffix_index = drafting.suffix_index
+        self.proposer_names = drafting.names
+        self._proposers = drafting.proposers
+        self.engine = core.Engine(
+            self.model, self._options, self._stops, drafting.proposers, drafting.policy
+        )
         self._active: dict[int, ActiveRequest] = {}
         self._lock = threading.Lock()
 
-    def _drafting(
-        self, draft_model: str | Path | None, dtype: str, options: core.EngineOptions
-    ) -> tuple[core.Proposer | None, core.LengthPolicy]:
-        spec = self.speculation
-        if spec.proposer == "off":
-            return None, core.make_off_policy()
-        policy = core.make_fixed_policy(spec.longest_draft)
-        if isinstance(spec.proposer, core.Proposer):
-            return spec.proposer, policy
-        free: core.Proposer | None = None
-        if spec.uses("lookup"):
-            free = core.PromptLookupProposer(
-                spec.prompt_lookup_max, spec.prompt_lookup_min, spec.tree_width
-            )
-        elif spec.uses("suffix"):
-            self.suffix_index = spec.suffix_index or core.SuffixIndex(
-                vocab_size=self.model_config.vocab_size,
-                max_bytes=spec.max_bytes,
-                tokenizer_hash=_tokenizer_hash(self.model_path),
-            )
-            free = core.SuffixProposer(self.suffix_index, spec.min_survival, spec.tree_width)
-        if not spec.uses("draft"):
-            return free, policy
-        paid = self._draft_proposer(draft_model, dtype, options)
-        if free is None:
-            return paid, policy
-        return core.StackedProposer(free, paid, paid_max_depth=spec.draft_max_tokens), policy
-
-    def _draft_proposer(
-        self, draft_model: str | Path | None, dtype: str, options: core.EngineOptions
-    ) -> core.Proposer:
-        folder = model_directory("draft_model", draft_model)
-        config = load_config(folder)
-        draft = core.DraftModelOptions()
-        draft.tree_width = self.speculation.tree_width
-        draft.block_size = options.block_size
-        draft.max_num_seqs = options.max_num_seqs
-        draft.max_num_batched_tokens = options.max_num_batched_tokens
-        draft.max_model_len = min(
-            config.max_position_embeddings,
-            options.max_model_len or self.model_config.max_position_embeddings,
-        )
-        model = load_model(self.runtime, folder, config, dtype)
-        return core.DraftModelProposer(model, self.model_config.vocab_size, draft)
+    def with_speculation(
+        self, speculation: Speculation | Mapping[str, Any] | str | core.Proposer
+    ) -> LLM:
+        """Another engine over the same loaded models, with a KV cache and requests of its own."""
+        other = copy.copy(self)
+        has_draft_model = self._draft_model is not None
+        other.speculation = Speculation.resolve(speculation, has_draft_model, warn=False)
+        other._start_engine()
+        return other
 
     @property
     def max_model_len(self) -> int:
@@ -163,11 +160,14 @@ class LLM:
         use_tqdm: bool = True,
         priority: Sequence[int] | None = None,
         prediction: Prediction | Sequence[Prediction | None] | None = None,
+        speculation: Control | Sequence[Control] = None,
     ) -> list[RequestOutput]:
         """Completions in the order of the prompts: texts, lists of token ids, or dicts with
         "prompt" or "prompt_token_ids". `prediction`: what the output may resemble (OpenAI's
         predicted outputs), a text or token ids, or a list with one or None per prompt; the suffix
-        proposers draft from it. Everything is checked before anything starts."""
+        proposers draft from it. `speculation`: what requests ask for, a RequestSpeculation or its
+        fields as a dict, for all or a list with one per prompt. Everything is checked before
+        anything starts."""
         entries = _as_list(prompts)
         params = self._params_for(sampling_params, len(entries))
         if priority is not None and len(priority) != len(entries):
@@ -177,10 +177,11 @@ class LLM:
             for i, rank in enumerate(priority or [0] * len(entries))
         ]
         predicted = _predictions(prediction, len(entries))
+        controls = _controls(speculation, len(entries))
         prepared = [
-            self.prepare(entry, chosen, rank, f"prompts[{i}]", guess)
-            for i, (entry, chosen, rank, guess) in enumerate(
-                zip(entries, params, ranks, predicted, strict=True)
+            self.prepare(entry, chosen, rank, f"prompts[{i}]", guess, control)
+            for i, (entry, chosen, rank, guess, control) in enumerate(
+                zip(entries, params, ranks, predicted, controls, strict=True)
             )
         ]
         requests = [self.start(request) for request in prepared]
@@ -205,10 +206,11 @@ class LLM:
         add_generation_prompt: bool = True,
         chat_template: str | None = None,
         prediction: Prediction | Sequence[Prediction | None] | None = None,
+        speculation: Control | Sequence[Control] = None,
         **template_variables: Any,
     ) -> list[RequestOutput]:
-        """One conversation, or a list of them, put into the model's chat template. `prediction`: as
-        in generate()."""
+        """One conversation, or a list of them, put into the model's chat template. `prediction` and
+        `speculation`: as in generate()."""
         template = self.chat_template if chat_template is None else ChatTemplate(chat_template)
         if template is None:
             raise ValueError(f"{self.model_path} has no chat template; pass chat_template")
@@ -222,7 +224,9 @@ class LLM:
             {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
             for text in texts
         ]
-        return self.generate(prompts, sampling_params, use_tqdm, prediction=prediction)
+        return self.generate(
+            prompts, sampling_params, use_tqdm, prediction=prediction, speculation=speculation
+        )
 
     def stream(
         self,
@@ -230,12 +234,14 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         priority: int = 0,
         prediction: Prediction | None = None,
+        speculation: Control = None,
     ) -> Iterator[RequestOutput]:
         """What is new, step by step; the texts of all parts join to generate()'s. Checked at the
         call; closing the iterator aborts the request."""
         chosen = self._params_for(sampling_params, 1)[0]
         rank = check_int("priority", priority, -(2**31), _INT32_MAX)
-        return self._stream(self.prepare(prompt, chosen, rank, "prompt", prediction))
+        prepared = self.prepare(prompt, chosen, rank, "prompt", prediction, speculation)
+        return self._stream(prepared)
 
     def _stream(self, prepared: PreparedRequest) -> Iterator[RequestOutput]:
         request = self.start(prepared)
@@ -248,7 +254,7 @@ class LLM:
             self.abort(request)
 
     def get_metrics(self) -> dict[str, float]:
-        """Counters and gauges under vLLM's names with the prefix "smartspec:"."""
+        """Counters and gauges under vLLM's names with the prefix "smartspec:", and the policy's."""
         return metrics.engine_metrics(self.engine.stats())
 
     # ------------------------------------------------------- one request at a time, for servers
@@ -260,6 +266,7 @@ class LLM:
         priority: int = 0,
         field: str = "prompt",
         prediction: Prediction | None = None,
+        speculation: Control = None,
     ) -> PreparedRequest:
         """Tokenizes and checks; ValueError names the field. Nothing has started yet."""
         text, token_ids = read_prompt(prompt, field, self.tokenizer, self.model_config.vocab_size)
@@ -276,8 +283,15 @@ class LLM:
                 f"prediction of {field} has {len(guess)} tokens; allowed are at most "
                 f"{self.max_model_len} (max_model_len)"
             )
+        control = RequestSpeculation.resolve(speculation, f"speculation of {field}")
+        if control.proposer is not None and control.proposer not in self.proposer_names:
+            allowed = ", ".join(self.proposer_names) or "none: speculation is off"
+            raise ValueError(
+                f"speculation of {field}: proposer must be one of this LLM's ({allowed}), got "
+                f"{control.proposer[:80]!r}"
+            )
         native = params.to_native(self.tokenizer, vocab_size, room)
-        return PreparedRequest(text, token_ids, params, native, priority, guess)
+        return PreparedRequest(text, token_ids, params, native, priority, guess, control)
 
     def start(self, prepared: PreparedRequest) -> ActiveRequest:
         """Queues a request; drive it with step() until it is finished."""
@@ -291,10 +305,23 @@ class LLM:
             prepared.native,
             priority=prepared.priority,
             prediction=prepared.prediction,
+            **self._control(prepared.speculation),
         )
-        request = ActiveRequest(request_id, prepared, self.tokenizer, arrival)
+        request = ActiveRequest(request_id, prepared, self.tokenizer, arrival, self.proposer_names)
         self._active[request_id] = request
         return request
+
+    def _control(self, wish: RequestSpeculation) -> dict[str, Any]:
+        proposer = None
+        if wish.proposer is not None:
+            proposer = self._proposers[self.proposer_names.index(wish.proposer)].name
+        return {
+            "speculate": wish.enabled,
+            "min_draft_tokens": wish.min_tokens,
+            "max_draft_tokens": wish.max_tokens,
+            "proposer": proposer,
+            "tpot_target": (wish.tpot_target_ms or 0.0) / 1e3,
+        }
 
     def step(self, until: ActiveRequest | None = None) -> None:
         """One engine step, and everybody's outputs to where they belong. With `until`: nothing
@@ -357,6 +384,15 @@ def _predictions(
             f"per prompt; got {len(entries)}"
         )
     return entries
+
+
+def _controls(speculation: Control | Sequence[Control], count: int) -> list[Control]:
+    """One per prompt."""
+    if not isinstance(speculation, Sequence) or isinstance(speculation, (str, bytes)):
+        return [RequestSpeculation.resolve(speculation)] * count
+    if len(speculation) != count:
+        raise ValueError(f"speculation must have {count} entries, got {len(speculation)}")
+    return list(speculation)
 
 
 def _as_list(prompts: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import smartspec_core as core
 from smartspec_core import FormatError
 
 from .files import read_json
+from .inflate import inflated_layers, inflated_weights, parse_parameters
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -85,6 +86,16 @@ def _open_shard(folder: Path, index: Path, name: str, shard: object) -> core.Saf
 
 
 def load_model(
-    runtime: core.Runtime, folder: Path, config: core.ModelConfig, dtype: str = "auto"
+    runtime: core.Runtime,
+    folder: Path,
+    config: core.ModelConfig,
+    dtype: str = "auto",
+    inflate_to: int | str | None = None,
 ) -> core.Model:
-    return core.Model.from_tensors(runtime, config, open_weights(folder), dtype)
+    """`config` is changed to the number of layers that `inflate_to` parameters take."""
+    weights = open_weights(folder)
+    if inflate_to is None:
+        return core.Model.from_tensors(runtime, config, weights, dtype)
+    layers = config.num_hidden_layers
+    config.num_hidden_layers = inflated_layers(config, parse_parameters(inflate_to))
+    return core.Model.from_tensors(runtime, config, inflated_weights(weights, layers), dtype)

@@ -26,6 +26,10 @@ class SpeculationStats:
     num_accepted: int = 0
     num_steps: int = 0
     reason: str = "none"  # why the last step did not speculate; "none" when it did
+    proposer: str | None = None  # that drafted last
+    length_histogram: list[int] = field(
+        default_factory=list
+    )  # steps by tokens verified; last: more
 
     @property
     def acceptance_length(self) -> float:
@@ -83,9 +87,15 @@ class RequestOutput:
     def speculation(self) -> SpeculationStats:
         """Summed over the completions."""
         each = [output.speculation for output in self.outputs]
+        longest = max((len(stats.length_histogram) for stats in each), default=0)
         return SpeculationStats(
             num_drafted=sum(stats.num_drafted for stats in each),
             num_accepted=sum(stats.num_accepted for stats in each),
             num_steps=sum(stats.num_steps for stats in each),
             reason=each[0].reason if each else "none",
+            proposer=next((stats.proposer for stats in each if stats.proposer), None),
+            length_histogram=[
+                sum(stats.length_histogram[k] for stats in each if k < len(stats.length_histogram))
+                for k in range(longest)
+            ],
         )

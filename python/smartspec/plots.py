@@ -8,12 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"off": "#7f7f7f", "lookup": "#1f77b4", "suffix": "#2ca02c", "draft": "#d62728"}
+COLOURS = {
+    "off": "#7f7f7f",
+    "lookup": "#1f77b4",
+    "suffix": "#2ca02c",
+    "draft": "#d62728",
+    "auto": "#9467bd",
+}
 LABELS = {
     "off": "off",
     "lookup": "prompt lookup",
     "suffix": "suffix index",
     "draft": "draft model",
+    "auto": "auto",
 }
 
 

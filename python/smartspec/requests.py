@@ -19,6 +19,7 @@ from .outputs import (
     SpeculationStats,
 )
 from .sampling_params import SamplingParams, check_int
+from .speculation import RequestSpeculation
 from .tokenizer import Detokenizer, Tokenizer
 
 
@@ -32,6 +33,7 @@ class PreparedRequest:
     native: core.SamplingParams
     priority: int = 0
     prediction: list[int] = field(default_factory=list)
+    speculation: RequestSpeculation = field(default_factory=RequestSpeculation)
 
 
 def read_prompt(
@@ -105,6 +107,7 @@ class ActiveRequest:
     prepared: PreparedRequest
     tokenizer: Tokenizer | None
     arrival: float
+    proposer_names: list[str] = field(default_factory=list)
     metrics: RequestMetrics = field(init=False)
     token_times: list[tuple[float, int]] = field(default_factory=list)  # (when, tokens)
 
@@ -140,9 +143,7 @@ class ActiveRequest:
         new_ids = event.new_token_ids
         output.token_ids += new_ids
         stats = event.stats
-        output.speculation = SpeculationStats(
-            stats.num_drafted, stats.num_accepted, stats.num_steps, stats.no_speculation_reason
-        )
+        output.speculation = self._speculation(stats)
         self._cached_tokens = max(self._cached_tokens, stats.num_cached_tokens)
         self.metrics.num_preemptions = max(self.metrics.num_preemptions, stats.num_preemptions)
         if output.logprobs is not None:
@@ -157,6 +158,17 @@ class ActiveRequest:
             state.detokenizer.append(new_ids)
         if event.finish_reason is not None:
             self._finish(state, event, now)
+
+    def _speculation(self, stats: core.RequestStats) -> SpeculationStats:
+        proposer = stats.proposer
+        return SpeculationStats(
+            stats.num_drafted,
+            stats.num_accepted,
+            stats.num_steps,
+            stats.no_speculation_reason,
+            self.proposer_names[proposer] if proposer >= 0 else None,
+            list(stats.length_histogram),
+        )
 
     def _finish(self, state: _Completion, event: core.RequestOutput, now: float) -> None:
         output = state.output

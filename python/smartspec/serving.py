@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
+import math
 import random
 import sysconfig
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .llm import LLM
@@ -27,6 +31,65 @@ class WorkItem:
     token_ids: list[int]
     params: SamplingParams
     arrival: float = 0.0
+
+
+def gamma_arrivals(count: int, rate: float, burstiness: float, rng: random.Random) -> list[float]:
+    """Arrival times with gamma-distributed gaps of mean 1/rate and shape `burstiness`, as in
+    vLLM's benchmark: 1 is a Poisson process, less comes in bursts, more is more regular."""
+    if not 0 < burstiness < float("inf"):
+        raise ValueError(f"burstiness must be above 0 and finite, got {burstiness}")
+    if burstiness == 1 or rate == float("inf"):
+        return poisson_arrivals(count, rate, rng)
+    times = [0.0]
+    for _ in range(count - 1):
+        times.append(times[-1] + rng.gammavariate(burstiness, 1 / (rate * burstiness)))
+    return times
+
+
+@dataclass(frozen=True)
+class TraceRow:
+    arrival: float  # seconds after the first
+    num_input: int
+    num_output: int
+
+
+_TRACE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+def read_trace(path: Path, count: int) -> list[TraceRow]:
+    """The first `count` rows of a CSV file with the columns of Azure's LLM traces: TIMESTAMP
+    (date and time, or seconds), ContextTokens, GeneratedTokens."""
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if missing := [name for name in _TRACE_COLUMNS if name not in (reader.fieldnames or ())]:
+            raise ValueError(f"{path}: the column {missing[0]} is missing")
+        for line, row in enumerate(itertools.islice(reader, count), start=2):
+            try:
+                values = [_seconds(row["TIMESTAMP"]), *(int(row[c]) for c in _TRACE_COLUMNS[1:])]
+            except (TypeError, ValueError):
+                values = [math.nan]
+            if not all(math.isfinite(value) for value in values) or min(values[1:]) < 0:
+                raise ValueError(f"{path}: line {line}: needs a time and two numbers of tokens")
+            rows.append(TraceRow(values[0], int(values[1]), int(values[2])))
+    if not rows:
+        raise ValueError(f"{path} has no rows")
+    rows.sort(key=lambda row: row.arrival)
+    first = rows[0].arrival
+    return [TraceRow(row.arrival - first, row.num_input, row.num_output) for row in rows]
+
+
+def scale_lengths(lengths: Sequence[int], longest: int) -> list[int]:
+    """Shrunk so that none exceeds `longest`, in proportion, at least 1; never stretched."""
+    scale = min(1.0, longest / max(1, *lengths))
+    return [max(1, round(length * scale)) for length in lengths]
 
 
 def poisson_arrivals(count: int, rate: float, rng: random.Random) -> list[float]:
@@ -117,3 +180,10 @@ def serve(
         for request in running:
             llm.abort(request)
     return ServingRun(requests, time.monotonic() - start)
+
+
+def forget(llm: LLM) -> None:
+    """What was served before must not help: prompts in the prefix cache, outputs in the index."""
+    llm.engine.clear_prefix_cache()
+    if llm.suffix_index is not None:
+        llm.suffix_index.clear()

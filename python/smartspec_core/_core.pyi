@@ -12,6 +12,11 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "AcceptanceModel",
+    "CostCoefficients",
+    "CostModel",
+    "CostModelOptions",
+    "CostSample",
     "DeviceError",
     "DraftModelOptions",
     "DraftModelProposer",
@@ -20,6 +25,8 @@ __all__: list[str] = [
     "EngineStats",
     "Error",
     "FormatError",
+    "GoodputOptions",
+    "GoodputPolicy",
     "KvCache",
     "KvCacheStats",
     "LengthPolicy",
@@ -34,17 +41,29 @@ __all__: list[str] = [
     "Model",
     "ModelConfig",
     "Outcome",
+    "PolicyStats",
     "PromptLookupProposer",
     "ProposeRequest",
     "Proposer",
+    "ProposerStats",
+    "ReplayResult",
     "RequestOutput",
     "RequestStats",
+    "Roofline",
     "RopeScaling",
     "Runtime",
     "SafetensorsFile",
     "Sampler",
     "SamplingParams",
+    "SchedulerOptions",
+    "SimulatedProposer",
+    "SimulatedRequest",
+    "SimulatedShift",
+    "SimulationOptions",
+    "SimulationResult",
+    "SpeculationControl",
     "StackedProposer",
+    "StepLoad",
     "StopVocabulary",
     "SuffixDrafts",
     "SuffixIndex",
@@ -52,18 +71,37 @@ __all__: list[str] = [
     "SuffixIndexStats",
     "SuffixLookup",
     "SuffixProposer",
+    "SurvivalModelOptions",
     "Tensor",
     "TokenLogprob",
     "TokenTree",
+    "TurboSpecOptions",
     "Verification",
     "compute_logprobs",
+    "finish_recording",
+    "fit_cost",
     "gumbel_noise",
     "is_available",
     "isa_name",
+    "make_disco_policy",
+    "make_dynamic_depth_policy",
     "make_fixed_policy",
+    "make_full_draft_policy",
+    "make_goodput_policy",
     "make_off_policy",
+    "make_recording_policy",
+    "make_roofline",
     "make_runtime",
+    "make_sequoia_policy",
+    "make_table_policy",
+    "make_tetris_policy",
+    "make_threshold_policy",
+    "make_turbospec_policy",
+    "profile_model",
+    "replay",
+    "roofline_of",
     "seed_of_completion",
+    "simulate",
     "verify_tree",
 ]
 
@@ -496,7 +534,190 @@ class Model:
     @property
     def dtype(self) -> str: ...
     @property
+    def isa_name(self) -> str: ...
+    @property
     def num_parameters(self) -> int: ...
+    @property
+    def num_threads(self) -> int: ...
+
+class StepLoad:
+    """
+    What a forward pass, or several together, computes.
+    """
+    def __init__(
+        self,
+        num_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+        num_sequences: typing.SupportsInt | typing.SupportsIndex = 0,
+        num_logits: typing.SupportsInt | typing.SupportsIndex = 0,
+        kv_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+        attention_pairs: typing.SupportsInt | typing.SupportsIndex = 0,
+        num_passes: typing.SupportsInt | typing.SupportsIndex = 1,
+    ) -> None: ...
+    @property
+    def attention_pairs(self) -> int: ...
+    @attention_pairs.setter
+    def attention_pairs(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def kv_tokens(self) -> int: ...
+    @kv_tokens.setter
+    def kv_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_logits(self) -> int: ...
+    @num_logits.setter
+    def num_logits(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_passes(self) -> int: ...
+    @num_passes.setter
+    def num_passes(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_sequences(self) -> int: ...
+    @num_sequences.setter
+    def num_sequences(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @num_tokens.setter
+    def num_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class CostSample:
+    """
+    A load and the seconds it took.
+    """
+
+    load: StepLoad
+    def __init__(
+        self, load: StepLoad, seconds: typing.SupportsFloat | typing.SupportsIndex
+    ) -> None: ...
+    @property
+    def seconds(self) -> float: ...
+    @seconds.setter
+    def seconds(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class CostCoefficients:
+    """
+    The numbers behind a CostModel. Lists are copied in and out: assign whole ones.
+    """
+    def __init__(self) -> None: ...
+    def validate(self) -> None:
+        """
+        Raises ValueError naming the field.
+        """
+    @property
+    def experts_per_token(self) -> int: ...
+    @experts_per_token.setter
+    def experts_per_token(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_experts(self) -> int: ...
+    @num_experts.setter
+    def num_experts(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def per_attention_pair(self) -> float: ...
+    @per_attention_pair.setter
+    def per_attention_pair(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def per_expert(self) -> float: ...
+    @per_expert.setter
+    def per_expert(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def per_kv_token(self) -> float: ...
+    @per_kv_token.setter
+    def per_kv_token(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def per_logit(self) -> float: ...
+    @per_logit.setter
+    def per_logit(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def per_sequence(self) -> float: ...
+    @per_sequence.setter
+    def per_sequence(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def seconds(self) -> list[float]: ...
+    @seconds.setter
+    def seconds(
+        self, arg0: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def tiers(self) -> list[int]: ...
+    @tiers.setter
+    def tiers(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @tokens.setter
+    def tokens(
+        self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> None: ...
+
+class Roofline:
+    """
+    A model and a device before anything was measured.
+    """
+    def __init__(self) -> None: ...
+    @property
+    def bytes_per_second(self) -> float: ...
+    @bytes_per_second.setter
+    def bytes_per_second(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def flops_per_logit(self) -> float: ...
+    @flops_per_logit.setter
+    def flops_per_logit(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def flops_per_pair(self) -> float: ...
+    @flops_per_pair.setter
+    def flops_per_pair(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def flops_per_second(self) -> float: ...
+    @flops_per_second.setter
+    def flops_per_second(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def flops_per_token(self) -> float: ...
+    @flops_per_token.setter
+    def flops_per_token(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def kv_bytes_per_token(self) -> float: ...
+    @kv_bytes_per_token.setter
+    def kv_bytes_per_token(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def overhead_seconds(self) -> float: ...
+    @overhead_seconds.setter
+    def overhead_seconds(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def weight_bytes(self) -> float: ...
+    @weight_bytes.setter
+    def weight_bytes(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class CostModelOptions:
+    learn: bool
+    def __init__(self) -> None: ...
+    @property
+    def memory_passes(self) -> float: ...
+    @memory_passes.setter
+    def memory_passes(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def outlier_ratio(self) -> float: ...
+    @outlier_ratio.setter
+    def outlier_ratio(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class CostModel:
+    """
+    Predicts what passes take and corrects itself with every one observed. One thread.
+    """
+    def __init__(self, start: CostCoefficients, options: CostModelOptions = ...) -> None: ...
+    def coefficients(self) -> CostCoefficients:
+        """
+        As learnt so far.
+        """
+    def observe(
+        self, load: StepLoad, seconds: typing.SupportsFloat | typing.SupportsIndex
+    ) -> None: ...
+    def predict(self, load: StepLoad) -> float:
+        """
+        Seconds.
+        """
+    @property
+    def num_observed(self) -> int: ...
+    @property
+    def speed(self) -> float: ...
 
 class KvCacheStats:
     @property
@@ -600,6 +821,7 @@ class ProposeRequest:
         seed: typing.SupportsInt | typing.SupportsIndex = 0,
         cache_salt: typing.SupportsInt | typing.SupportsIndex = 0,
         prediction: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] = (),
+        min_survival: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> None: ...
     @property
     def cache_salt(self) -> int:
@@ -612,6 +834,11 @@ class ProposeRequest:
     def max_depth(self) -> int: ...
     @property
     def max_nodes(self) -> int: ...
+    @property
+    def min_survival(self) -> float:
+        """
+        A path whose own survival falls below need not be continued.
+        """
     @property
     def num_prompt_tokens(self) -> int: ...
     @property
@@ -641,7 +868,7 @@ class Outcome:
 
 class Proposer:
     """
-    Subclass it and define propose(self, requests) -> list with one entry per request: a TokenTree, a list of token ids (a chain), or None. Optional: observe(self, outcomes) and finish(self, request_id). Nothing it returns or raises can change any output.
+    Subclass it and define propose(self, requests) -> list with one entry per request: a TokenTree, a list of token ids (a chain), or None. Optional: observe(self, outcomes) and finish(self, request_id). An attribute pays_per_depth = True says that every level of a draft costs a model pass: it is then asked only for what the policy wants. Nothing it returns or raises can change any output.
     """
     def __init__(self) -> None: ...
     def propose(self, requests: collections.abc.Sequence[ProposeRequest]) -> list[TokenTree]: ...
@@ -1003,12 +1230,478 @@ class StackedProposer(Proposer):
         paid_max_depth: typing.SupportsInt | typing.SupportsIndex = 256,
     ) -> None: ...
 
+class SpeculationControl:
+    """
+    What a user asks for one request.
+    """
+
+    enabled: bool
+    def __init__(
+        self,
+        enabled: bool = True,
+        min_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+        max_tokens: typing.SupportsInt | typing.SupportsIndex = 256,
+        proposer: typing.SupportsInt | typing.SupportsIndex = -1,
+        tpot_target: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+    ) -> None: ...
+    def validate(self, num_proposers: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_tokens(self) -> int:
+        """
+        Draft nodes at most.
+        """
+    @max_tokens.setter
+    def max_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def min_tokens(self) -> int:
+        """
+        Draft nodes at least, where that many are drafted.
+        """
+    @min_tokens.setter
+    def min_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def proposer(self) -> int:
+        """
+        Only this one of the engine's; -1: any.
+        """
+    @proposer.setter
+    def proposer(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def tpot_target(self) -> float:
+        """
+        Seconds per output token; 0: none.
+        """
+    @tpot_target.setter
+    def tpot_target(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class PolicyStats:
+    """
+    What a policy did so far; totals.
+    """
+    @property
+    def decision_seconds(self) -> float: ...
+    @property
+    def expected_accepted(self) -> float: ...
+    @property
+    def length_histogram(self) -> typing.Annotated[list[int], "FixedSize(17)"]:
+        """
+        Decoding requests by nodes verified; the last entry: that many or more.
+        """
+    @property
+    def measured_seconds(self) -> float: ...
+    @property
+    def median_step_error(self) -> float: ...
+    @property
+    def num_accepted(self) -> int: ...
+    @property
+    def num_drafted(self) -> int:
+        """
+        Nodes verified.
+        """
+    @property
+    def num_probes(self) -> int:
+        """
+        Drafts made to learn, not to gain.
+        """
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def predicted_seconds(self) -> float: ...
+    @property
+    def regret(self) -> float:
+        """
+        Share of goodput missed against lengths known in hindsight.
+        """
+    @property
+    def wasted_seconds(self) -> float:
+        """
+        Predicted cost of the nodes that were rejected.
+        """
+
 class LengthPolicy:
     """
     How much each request may draft.
     """
+    def stats(self) -> PolicyStats:
+        """
+        Not while an engine that has it is in step().
+        """
+    @property
+    def max_depth(self) -> int:
+        """
+        Longest draft it will ever want.
+        """
     @property
     def name(self) -> str: ...
+
+class TurboSpecOptions:
+    draft: CostCoefficients
+    target: CostCoefficients
+    def __init__(self) -> None: ...
+    @property
+    def first_acceptance(self) -> float: ...
+    @first_acceptance.setter
+    def first_acceptance(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @max_tokens.setter
+    def max_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def overhead(self) -> float: ...
+    @overhead.setter
+    def overhead(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def period(self) -> int: ...
+    @period.setter
+    def period(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def window(self) -> int: ...
+    @window.setter
+    def window(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class SurvivalModelOptions:
+    def __init__(self) -> None: ...
+    @property
+    def first_rate(self) -> float: ...
+    @first_rate.setter
+    def first_rate(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def memory_tokens(self) -> float: ...
+    @memory_tokens.setter
+    def memory_tokens(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def num_proposers(self) -> int: ...
+    @num_proposers.setter
+    def num_proposers(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def request_shrinkage(self) -> float: ...
+    @request_shrinkage.setter
+    def request_shrinkage(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class GoodputOptions:
+    cost: CostModelOptions
+    draft: CostCoefficients
+    survival: SurvivalModelOptions
+    target: CostCoefficients
+    def __init__(self) -> None: ...
+    @property
+    def margin(self) -> float: ...
+    @margin.setter
+    def margin(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def max_depth(self) -> int: ...
+    @max_depth.setter
+    def max_depth(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_paid_depth(self) -> int: ...
+    @max_paid_depth.setter
+    def max_paid_depth(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def probe_budget(self) -> float: ...
+    @probe_budget.setter
+    def probe_budget(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class GoodputPolicy(LengthPolicy):
+    """
+    What it has learnt must not be read while its engine is in step().
+    """
+    def draft_coefficients(
+        self, proposer: typing.SupportsInt | typing.SupportsIndex
+    ) -> CostCoefficients | None:
+        """
+        None: it does not pay per depth, or nothing was decided yet.
+        """
+    @property
+    def target_coefficients(self) -> CostCoefficients: ...
+
+class ReplayResult:
+    @property
+    def first_different_step(self) -> int:
+        """
+        -1: none.
+        """
+    @property
+    def num_decisions(self) -> int:
+        """
+        Requests times steps.
+        """
+    @property
+    def num_different(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def recorded_policy(self) -> str: ...
+    @property
+    def stats(self) -> PolicyStats: ...
+
+class AcceptanceModel:
+    """
+    P(draft token accepted) = sigmoid(logit(rate) + x - decay * depth); x wanders along the output. Lists are copied in and out.
+    """
+    def __init__(self) -> None: ...
+    @property
+    def decay(self) -> float: ...
+    @decay.setter
+    def decay(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def persistence(self) -> float:
+        """
+        Correlation of neighbours.
+        """
+    @persistence.setter
+    def persistence(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def rates(self) -> list[float]:
+        """
+        In [0, 1), each as likely.
+        """
+    @rates.setter
+    def rates(
+        self, arg0: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+    ) -> None: ...
+    @property
+    def spread(self) -> float:
+        """
+        Deviation of x.
+        """
+    @spread.setter
+    def spread(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class SimulatedProposer:
+    acceptance: AcceptanceModel
+    name: str
+    pass_cost: CostCoefficients
+    pays_per_depth: bool
+    def __init__(self) -> None: ...
+    @property
+    def claim_bias(self) -> float: ...
+    @claim_bias.setter
+    def claim_bias(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def claim_noise(self) -> float:
+        """
+        Deviation of claimed logits; below 0: it claims 1.
+        """
+    @claim_noise.setter
+    def claim_noise(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def coverage(self) -> float:
+        """
+        Share of steps at which it has anything to propose.
+        """
+    @coverage.setter
+    def coverage(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def max_depth(self) -> int: ...
+    @max_depth.setter
+    def max_depth(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class SimulatedRequest:
+    control: SpeculationControl
+    def __init__(self) -> None: ...
+    @property
+    def arrival(self) -> float: ...
+    @arrival.setter
+    def arrival(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @num_output_tokens.setter
+    def num_output_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @num_prompt_tokens.setter
+    def num_prompt_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def priority(self) -> int: ...
+    @priority.setter
+    def priority(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class SimulatedShift:
+    """
+    A change of the world from `step` on.
+    """
+
+    acceptance: AcceptanceModel
+    def __init__(self) -> None: ...
+    @property
+    def batch(self) -> int:
+        """
+        -1: as it was.
+        """
+    @batch.setter
+    def batch(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def proposer(self) -> int:
+        """
+        Whose acceptance; -1: nobody's.
+        """
+    @proposer.setter
+    def proposer(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def slowdown(self) -> float: ...
+    @slowdown.setter
+    def slowdown(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def step(self) -> int: ...
+    @step.setter
+    def step(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class SchedulerOptions:
+    def __init__(self) -> None: ...
+    @property
+    def aging_seconds(self) -> float: ...
+    @aging_seconds.setter
+    def aging_seconds(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def max_num_batched_tokens(self) -> int: ...
+    @max_num_batched_tokens.setter
+    def max_num_batched_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    @max_num_seqs.setter
+    def max_num_seqs(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class SimulationOptions:
+    """
+    Lists are copied in and out: assign whole ones.
+    """
+
+    record_steps: bool
+    scheduler: SchedulerOptions
+    def __init__(self) -> None: ...
+    def set_requests(
+        self, arrivals: numpy.ndarray, prompt_tokens: numpy.ndarray, output_tokens: numpy.ndarray
+    ) -> None:
+        """
+        `requests` from arrays: float64, int32 and int32 [n].
+        """
+    def validate(self) -> None:
+        """
+        Raises ValueError naming the field.
+        """
+    @property
+    def batch(self) -> int:
+        """
+        Closed loop: so many requests always run, without prompts.
+        """
+    @batch.setter
+    def batch(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def block_size(self) -> int: ...
+    @block_size.setter
+    def block_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def context(self) -> int: ...
+    @context.setter
+    def context(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def max_steps(self) -> int: ...
+    @max_steps.setter
+    def max_steps(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_kv_blocks(self) -> int:
+        """
+        0: not limited.
+        """
+    @num_kv_blocks.setter
+    def num_kv_blocks(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def outlier_rate(self) -> float: ...
+    @outlier_rate.setter
+    def outlier_rate(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def output_tokens(self) -> int:
+        """
+        Mean of the closed loop.
+        """
+    @output_tokens.setter
+    def output_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def overhead(self) -> float: ...
+    @overhead.setter
+    def overhead(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def proposers(self) -> list[SimulatedProposer]: ...
+    @proposers.setter
+    def proposers(self, arg0: collections.abc.Sequence[SimulatedProposer]) -> None: ...
+    @property
+    def requests(self) -> list[SimulatedRequest]:
+        """
+        Open loop, by arrival.
+        """
+    @requests.setter
+    def requests(self, arg0: collections.abc.Sequence[SimulatedRequest]) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @seed.setter
+    def seed(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def shifts(self) -> list[SimulatedShift]: ...
+    @shifts.setter
+    def shifts(self, arg0: collections.abc.Sequence[SimulatedShift]) -> None: ...
+    @property
+    def target(self) -> CostCoefficients:
+        """
+        True seconds of a pass.
+        """
+    @target.setter
+    def target(self, arg0: CostCoefficients) -> None: ...
+    @property
+    def time_noise(self) -> float: ...
+    @time_noise.setter
+    def time_noise(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @warmup_steps.setter
+    def warmup_steps(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class SimulationResult:
+    @property
+    def expected_emitted(self) -> float:
+        """
+        num_emitted without the luck of the draws.
+        """
+    @property
+    def goodput(self) -> float:
+        """
+        expected_emitted / seconds.
+        """
+    @property
+    def num_accepted(self) -> int: ...
+    @property
+    def num_drafted(self) -> int: ...
+    @property
+    def num_emitted(self) -> int: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_verified(self) -> int: ...
+    @property
+    def output_gaps(self) -> numpy.typing.NDArray[numpy.float64]:
+        """
+        Seconds between outputs of a request, of all of them, in an open loop.
+        """
+    @property
+    def policy(self) -> PolicyStats: ...
+    @property
+    def requests(self) -> dict[str, numpy.ndarray]:
+        """
+        Arrays by field, in an open loop.
+        """
+    @property
+    def seconds(self) -> float:
+        """
+        Virtual, after the warm-up.
+        """
+    @property
+    def steps(self) -> dict[str, numpy.ndarray]:
+        """
+        Arrays by field; empty unless recorded.
+        """
+    @property
+    def wall_seconds(self) -> float: ...
 
 class EngineOptions:
     """
@@ -1019,6 +1712,10 @@ class EngineOptions:
     kv_dtype: str | None
     record_logits_hash: bool
     def __init__(self) -> None: ...
+    @property
+    def aging_seconds(self) -> float: ...
+    @aging_seconds.setter
+    def aging_seconds(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
     @property
     def block_size(self) -> int: ...
     @block_size.setter
@@ -1054,6 +1751,11 @@ class EngineOptions:
 
 class RequestStats:
     @property
+    def length_histogram(self) -> typing.Annotated[list[int], "FixedSize(17)"]:
+        """
+        Decoding steps by draft tokens verified; the last entry: that many or more.
+        """
+    @property
     def no_speculation_reason(self) -> str:
         """
         Why the last step did not speculate, or 'none'.
@@ -1068,8 +1770,40 @@ class RequestStats:
     def num_preemptions(self) -> int: ...
     @property
     def num_steps(self) -> int: ...
+    @property
+    def proposer(self) -> int:
+        """
+        Whose draft was verified last: an index into EngineStats.proposers; -1: none.
+        """
+
+class ProposerStats:
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_accepted(self) -> int: ...
+    @property
+    def num_calls(self) -> int: ...
+    @property
+    def num_drafted(self) -> int:
+        """
+        Of them verified.
+        """
+    @property
+    def num_proposed(self) -> int:
+        """
+        Tokens it returned.
+        """
+    @property
+    def pays_per_depth(self) -> bool: ...
+    @property
+    def seconds(self) -> float: ...
 
 class EngineStats:
+    @property
+    def decision_seconds(self) -> float:
+        """
+        Scheduler and policy.
+        """
     @property
     def forward_seconds(self) -> float: ...
     @property
@@ -1097,7 +1831,19 @@ class EngineStats:
     @property
     def num_waiting(self) -> int: ...
     @property
+    def paid_seconds(self) -> float:
+        """
+        Of propose_seconds: by proposers that pay per depth.
+        """
+    @property
+    def policy(self) -> PolicyStats:
+        """
+        What the length policy did.
+        """
+    @property
     def propose_seconds(self) -> float: ...
+    @property
+    def proposers(self) -> list[ProposerStats]: ...
     @property
     def step_seconds(self) -> float: ...
     @property
@@ -1134,6 +1880,7 @@ class Engine:
     """
     Continuous batching over one model, speculating as the proposer and the policy say, and emitting exactly what plain decoding would emit. Any thread may call any method; step() and the rest run one at a time, add_request() and abort() also during a step.
     """
+    @typing.overload
     def __init__(
         self,
         model: Model,
@@ -1142,6 +1889,18 @@ class Engine:
         proposer: Proposer | None = None,
         policy: LengthPolicy | None = None,
     ) -> None: ...
+    @typing.overload
+    def __init__(
+        self,
+        model: Model,
+        options: EngineOptions,
+        stops: StopVocabulary,
+        proposers: collections.abc.Sequence[Proposer],
+        policy: LengthPolicy | None = None,
+    ) -> None:
+        """
+        Several proposers, among which the policy chooses per request. One with `pays_per_depth` is asked only for what the policy wants.
+        """
     def abort(self, request_id: typing.SupportsInt | typing.SupportsIndex) -> bool:
         """
         False when unknown or already ended. No output follows.
@@ -1155,9 +1914,12 @@ class Engine:
         speculate: bool = True,
         max_draft_tokens: typing.SupportsInt | typing.SupportsIndex | None = None,
         prediction: collections.abc.Sequence[int] | numpy.typing.NDArray[numpy.int32] = (),
+        min_draft_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+        proposer: str | None = None,
+        tpot_target: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> int:
         """
-        Checks everything, then queues the request; returns its id. `prediction`: text that the output may resemble, for proposers that can use it.
+        Checks everything, then queues the request; returns its id. `prediction`: text that the output may resemble, for proposers that can use it. Draft tokens verified per step: min_draft_tokens at least where so many are drafted, max_draft_tokens at most. `proposer`: only the one of this name. `tpot_target`: seconds per output token.
         """
     def check_integrity(self) -> str:
         """
@@ -1188,6 +1950,16 @@ def compute_logprobs(
     chosen: typing.SupportsInt | typing.SupportsIndex,
     num_top: typing.SupportsInt | typing.SupportsIndex,
 ) -> list[TokenLogprob]: ...
+def finish_recording(policy: LengthPolicy) -> None:
+    """
+    Writes what is left and closes; raises Error when anything was lost.
+    """
+
+def fit_cost(samples: collections.abc.Sequence[CostSample]) -> CostCoefficients:
+    """
+    Coefficients from measurements, none negative.
+    """
+
 def gumbel_noise(
     seed: typing.SupportsInt | typing.SupportsIndex,
     position: typing.SupportsInt | typing.SupportsIndex,
@@ -1199,14 +1971,54 @@ def gumbel_noise(
 
 def is_available(device: str) -> bool: ...
 def isa_name(runtime: Runtime) -> str: ...
+def make_disco_policy(
+    max_tokens: typing.SupportsInt | typing.SupportsIndex,
+    confidence: typing.SupportsFloat | typing.SupportsIndex = 0.4,
+) -> LengthPolicy:
+    """
+    Drafts on while the next token's claimed acceptance is at least `confidence` (DISCO).
+    """
+
+def make_dynamic_depth_policy(
+    max_tokens: typing.SupportsInt | typing.SupportsIndex,
+    threshold: typing.SupportsFloat | typing.SupportsIndex = 0.3,
+) -> LengthPolicy:
+    """
+    Drafts on while a level's claimed survivals add up to `threshold` (DDD).
+    """
+
 def make_fixed_policy(max_tokens: typing.SupportsInt | typing.SupportsIndex) -> LengthPolicy:
     """
     min(max_tokens, what may still be emitted) for everyone.
     """
 
+def make_full_draft_policy(
+    max_tokens: typing.SupportsInt | typing.SupportsIndex, target: CostCoefficients
+) -> LengthPolicy:
+    """
+    Full drafts; verifies the best nodes of the batch for a cost that knows only the number of tokens (vLLM's enable_adaptive_verification).
+    """
+
+def make_goodput_policy(options: GoodputOptions = ...) -> LengthPolicy:
+    """
+    For every request the length that makes the batch emit most tokens per second.
+    """
+
 def make_off_policy() -> LengthPolicy:
     """
     Length 0 for everyone.
+    """
+
+def make_recording_policy(
+    policy: LengthPolicy, path: os.PathLike[str] | str | bytes
+) -> LengthPolicy:
+    """
+    `policy`, with every call and its answer written to `path`; holds no token ids.
+    """
+
+def make_roofline(roofline: Roofline) -> CostCoefficients:
+    """
+    Coefficients to start from: the larger of what memory and arithmetic need.
     """
 
 def make_runtime(
@@ -1216,10 +2028,86 @@ def make_runtime(
     num_threads 0 takes the cores this process may run on.
     """
 
+def make_sequoia_policy(
+    num_nodes: typing.SupportsInt | typing.SupportsIndex,
+    max_depth: typing.SupportsInt | typing.SupportsIndex,
+    rank_acceptance: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+) -> LengthPolicy:
+    """
+    The tree shape of the highest expected length when the j-th child of a node is accepted with rank_acceptance[j] (Sequoia).
+    """
+
+def make_table_policy(
+    table: collections.abc.Sequence[
+        tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ]
+    ],
+) -> LengthPolicy:
+    """
+    A length per batch size: rows (first, last, num_tokens), ascending; 0 beyond them.
+    """
+
+def make_tetris_policy(
+    max_tokens: typing.SupportsInt | typing.SupportsIndex,
+    capacity: typing.SupportsInt | typing.SupportsIndex,
+) -> LengthPolicy:
+    """
+    Full drafts; verifies the `capacity` most likely nodes of the batch (TETRIS).
+    """
+
+def make_threshold_policy(
+    max_tokens: typing.SupportsInt | typing.SupportsIndex,
+    threshold: typing.SupportsFloat | typing.SupportsIndex = 0.7,
+) -> LengthPolicy:
+    """
+    Drafts on while P(some token of the draft is rejected) <= threshold (SpecDec++).
+    """
+
+def make_turbospec_policy(options: TurboSpecOptions = ...) -> LengthPolicy:
+    """
+    One length for the batch, decided once per period, as TurboSpec's authors have it.
+    """
+
+def profile_model(
+    model: Model,
+    *,
+    seconds: typing.SupportsFloat | typing.SupportsIndex = 8.0,
+    max_num_seqs: typing.SupportsInt | typing.SupportsIndex = 32,
+    max_num_tokens: typing.SupportsInt | typing.SupportsIndex = 512,
+    max_drafts: typing.SupportsInt | typing.SupportsIndex = 8,
+    max_context: typing.SupportsInt | typing.SupportsIndex = 2048,
+    block_size: typing.SupportsInt | typing.SupportsIndex = 16,
+    kv_memory_bytes: typing.SupportsInt | typing.SupportsIndex = 1073741824,
+    progress: collections.abc.Callable[[float], None] | None = None,
+) -> list[CostSample]:
+    """
+    Measures passes with random tokens for about `seconds`; `progress` gets the share spent.
+    """
+
+def replay(path: os.PathLike[str] | str | bytes, policy: LengthPolicy) -> ReplayResult:
+    """
+    Shows a recorded trace to a fresh policy and counts what it decides differently.
+    """
+
+def roofline_of(
+    model: Model, num_threads: typing.SupportsInt | typing.SupportsIndex = 0
+) -> Roofline:
+    """
+    Estimated from the model's shape; num_threads 0: those of its runtime.
+    """
+
 def seed_of_completion(
     seed: typing.SupportsInt | typing.SupportsIndex,
     index: typing.SupportsInt | typing.SupportsIndex,
 ) -> int: ...
+def simulate(options: SimulationOptions, policy: LengthPolicy | None = None) -> SimulationResult:
+    """
+    A server in virtual time, by the real scheduler; policy None: the oracle. One policy object serves one simulation at a time.
+    """
+
 def verify_tree(tree: TokenTree, logits: numpy.ndarray, sampler: Sampler) -> Verification:
     """
     Walks `tree` with the target's own tokens and advances the sampler. `logits` is float32 [len(tree) + 1, vocab_size]; row 0 follows the last verified token, row i + 1 node i.

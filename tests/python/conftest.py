@@ -17,12 +17,13 @@ def draft_path() -> str:
 @pytest.fixture(scope="session")
 def llm(draft_path: str) -> smartspec.LLM:
     """The shipped draft model as a target: small, trained, with a real tokenizer."""
-    return smartspec.LLM(draft_path, num_threads=1, max_model_len=512)
+    return smartspec.LLM(draft_path, speculation="off", num_threads=1, max_model_len=512)
 
 
 @pytest.fixture(scope="session")
 def lookup_llm(draft_path: str) -> smartspec.LLM:
-    return smartspec.LLM(draft_path, speculation="lookup", num_threads=1, max_model_len=512)
+    spec = smartspec.Speculation("lookup", policy="fixed")
+    return smartspec.LLM(draft_path, speculation=spec, num_threads=1, max_model_len=512)
 
 
 @pytest.fixture(scope="session")
@@ -33,4 +34,4 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_path: Path) -> smartspec.LLM:
     """Random weights, 96 tokens, no tokenizer."""
-    return smartspec.LLM(tiny_path, num_threads=1)
+    return smartspec.LLM(tiny_path, speculation="off", num_threads=1)

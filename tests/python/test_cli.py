@@ -15,7 +15,7 @@ from smartspec.metrics import Spread, percentile
 
 
 def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["generate"], ["bench"], ["info"]):
+    for command in ([], ["demo"], ["generate"], ["bench"], ["bench", "serve"], ["info"]):
         with pytest.raises(SystemExit) as ended:
             main([*command, "--help"])
         assert ended.value.code == 0
@@ -79,7 +79,8 @@ def test_mistakes_are_told_in_one_line(capsys, arguments):
 
 def test_bench(capsys, tmp_path):
     path = tmp_path / "result.json"
-    arguments = ["bench", "--model", "draft", "--draft-model", "draft", "--num-prompts", "4",
+    arguments = ["bench", "--model", "draft", "--draft-model", "draft", "--proposer", "draft",
+                 "--draft-tokens", "4", "--num-prompts", "4",
                  "--input-len", "16", "--output-len", "12", "--max-concurrency", "2",
                  "--num-threads", "1", "--save-result", str(path)]  # fmt: skip
     assert main(arguments) == 0
@@ -104,8 +105,9 @@ def test_small_demo(tmp_path, capsys):
     assert "identical tokens" in text
     record = json.loads((tmp_path / "demo.json").read_text())
     assert record["identical"]
-    assert set(record["load"]) == {"off", "lookup", "suffix", "draft"}
+    assert set(record["load"]) == {"off", "lookup", "suffix", "draft", "auto"}
     assert record["load"]["draft"]["num_drafted"] > 0
+    assert "auto" in text
     assert (tmp_path / "demo.png").stat().st_size > 10_000
 
 

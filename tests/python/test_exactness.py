@@ -63,14 +63,18 @@ def requests() -> list[tuple[list[int], core.SamplingParams]]:
     return result
 
 
-def serve(model, pool, batch, proposer=None, length=0, chunk=512, preempt=False, predictions=None):
+def serve(
+    model, pool, batch, proposer=None, length=0, chunk=512, preempt=False, predictions=None,
+    policy=None,
+):  # fmt: skip
     """{number: (tokens, logits hashes)} of serving the pool, odd numbers as another tenant."""
     options = core.EngineOptions()
     options.max_num_seqs = batch
     options.max_num_batched_tokens = max(chunk, batch)
     options.record_logits_hash = True
     options.enable_prefix_caching = chunk < 512
-    policy = core.make_fixed_policy(length) if proposer is not None else None
+    if policy is None and proposer is not None:
+        policy = core.make_fixed_policy(length)
     engine = core.Engine(model, options, None, proposer, policy)
     ids = {
         engine.add_request(
@@ -163,3 +167,69 @@ def test_suffix_and_stacked_proposers_change_no_bit(tiny_path, name):
             if "draft" not in name:
                 assert more.num_accepted > 150, "the same requests once more"
     assert accepted > 500
+
+
+class Paying(HalfRight):
+    pays_per_depth = True
+
+
+def test_several_proposers_and_the_goodput_policy_change_no_bit(tiny_path):
+    model = smartspec.LLM(tiny_path, num_threads=1).model
+    pool = list(enumerate(requests()))
+    expected = {}
+    for number, request in pool:
+        expected |= serve(model, [(number, request)], batch=1)[0]
+    futures = [[*prompt, *expected[n][0]] for n, (prompt, _) in pool]
+    drafted = dict.fromkeys(["SuffixProposer", "draft", "HalfRight", "Paying"], 0)
+    for index, (batch, chunk) in enumerate(itertools.product([1, 6, 16], [512, 24, 33])):
+        suffix = core.SuffixProposer(full_index(index % 2 == 0), 0.02, 1 + index % 3)
+        proposers = [
+            [suffix, core.DraftModelProposer(model, VOCAB)],
+            [HalfRight(futures, 2, index), Paying(futures, 1, index)],
+            [Paying(futures, 3, index), suffix],
+        ][index % 3]
+        options = core.GoodputOptions()
+        options.max_depth = options.max_paid_depth = 1 + index
+        options.probe_budget = 0.05
+        # Beside a target this tiny no draft model pays; say that it costs nothing.
+        options.draft = core.CostCoefficients()
+        options.draft.seconds = [1e-9]
+        cost = core.CostModelOptions()
+        cost.learn = False
+        options.cost = cost
+        policy = core.make_goodput_policy(options)
+        got, stats = serve(model, pool, batch, proposers, 0, chunk, index % 2 == 0, policy=policy)
+        assert got == expected, f"setting {index}, batch {batch}, chunk {chunk}"
+        assert sum(each.num_drafted for each in stats.proposers) == stats.num_drafted
+        assert stats.policy.num_drafted == stats.num_drafted
+        for each in stats.proposers:
+            assert each.pays_per_depth == (each.name in ("draft", "Paying"))
+            drafted[each.name] = drafted.get(each.name, 0) + each.num_drafted
+    assert drafted["draft"] + drafted["Paying"] > 0
+    assert drafted["HalfRight"] > 0
+
+
+def test_a_request_chooses_its_proposer_by_name(tiny_path):
+    model = smartspec.LLM(tiny_path, num_threads=1).model
+    pool = list(enumerate(requests()))[:2]
+    expected = {}
+    for number, request in pool:
+        expected |= serve(model, [(number, request)], batch=1)[0]
+    futures = [[*prompt, *expected[n][0]] for n, (prompt, _) in pool]
+    proposers = [HalfRight(futures, 1, 1), Paying(futures, 1, 2)]
+    engine = core.Engine(model, core.EngineOptions(), None, proposers, core.make_fixed_policy(3))
+    for (_, (prompt, params)), name in zip(pool, ("HalfRight", "Paying"), strict=True):
+        engine.add_request(prompt, params, proposer=name, max_draft_tokens=2)
+    with pytest.raises(ValueError, match="HalfRight, Paying"):
+        engine.add_request(*pool[0][1], proposer="nobody")
+    with pytest.raises(ValueError, match="tpot_target"):
+        engine.add_request(*pool[0][1], tpot_target=float("nan"))
+    with pytest.raises(ValueError, match="min_draft_tokens"):
+        engine.add_request(*pool[0][1], min_draft_tokens=3, max_draft_tokens=2)
+    last = {}
+    while engine.has_unfinished():
+        last |= {output.id: output.stats for output in engine.step()}
+    assert [last[0].proposer, last[1].proposer] == [0, 1]
+    for stats in last.values():
+        assert stats.num_drafted > 0
+        assert sum(stats.length_histogram[3:]) == 0

@@ -318,10 +318,12 @@ def test_draft_model_that_is_not_used_is_warned_about(draft_path):
 
 
 def test_default_speculation(draft_path):
-    assert smartspec.LLM(draft_path, max_model_len=64).speculation.proposer == "off"
+    alone = smartspec.LLM(draft_path, max_model_len=64)
+    assert (alone.speculation.proposer, alone.speculation.policy) == ("suffix", "auto")
     both = smartspec.LLM(draft_path, draft_model=draft_path, max_model_len=64)
-    assert both.speculation.proposer == "draft"
+    assert (both.speculation.proposer, both.speculation.policy) == ("suffix+draft", "auto")
     spelt = smartspec.LLM(
         draft_path, speculation={"proposer": "lookup", "max_tokens": 7}, max_model_len=64
     )
     assert spelt.speculation == Speculation("lookup", max_tokens=7)
+    assert spelt.speculation.policy == "fixed"

@@ -207,7 +207,8 @@ def test_reason_tells_the_request(tiny_path):
     def clueless(_requests):
         raise ValueError("no idea")
 
-    engine = smartspec.LLM(tiny_path, speculation=Speculation(hostile(clueless)), num_threads=1)
+    spec = Speculation(hostile(clueless), policy="fixed")
+    engine = smartspec.LLM(tiny_path, speculation=spec, num_threads=1)
     stream = engine.stream([1, 2, 3], SamplingParams(max_tokens=6, ignore_eos=True))
     reasons = [part.outputs[0].speculation.reason for part in stream]
     assert "proposer_error" in reasons
@@ -254,7 +255,9 @@ def test_calling_the_engine_from_inside_a_step(tiny_path, expected):
             return [None] * len(requests)
 
     proposer = Reentrant()
-    engine = smartspec.LLM(tiny_path, speculation=proposer, num_threads=1)
+    engine = smartspec.LLM(
+        tiny_path, speculation=Speculation(proposer, policy="fixed"), num_threads=1
+    )
     proposer.llm = engine
     outputs = engine.generate(PROMPTS[:1], PARAMS[:1], use_tqdm=False)
     assert outputs[0].outputs[0].token_ids == expected[0][0][0]
@@ -290,7 +293,9 @@ def test_engine_keeps_its_proposer_alive(tiny_path):
             Mine.calls += 1
             return [[1]] * len(requests)
 
-    engine = smartspec.LLM(tiny_path, speculation=Speculation(Mine()), num_threads=1)
+    engine = smartspec.LLM(
+        tiny_path, speculation=Speculation(Mine(), policy="fixed"), num_threads=1
+    )
     proposer = weakref.ref(engine.speculation.proposer)
     object.__setattr__(engine.speculation, "proposer", "off")
     gc.collect()

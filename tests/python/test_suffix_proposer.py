@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import smartspec
@@ -21,7 +22,10 @@ def expected(llm):
     return [each.outputs[0].token_ids for each in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
 
 
-def make_llm(path, speculation="suffix", **options):
+FIXED = Speculation("suffix", policy="fixed")  # counts of steps must not depend on times
+
+
+def make_llm(path, speculation=FIXED, **options):
     return smartspec.LLM(path, speculation=speculation, num_threads=1, max_model_len=512, **options)
 
 
@@ -44,7 +48,9 @@ def test_past_outputs_are_drafted(draft_path, expected):
 
 @pytest.mark.parametrize("proposer", ["suffix+draft", "lookup+draft"])
 def test_stacked(draft_path, expected, proposer):
-    llm = make_llm(draft_path, Speculation(proposer, tree_width=2), draft_model=draft_path)
+    llm = make_llm(
+        draft_path, Speculation(proposer, policy="fixed", tree_width=2), draft_model=draft_path
+    )
     outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     assert tokens_of(outputs) == expected
     # The draft model is the target: whatever it drafts is accepted.
@@ -107,14 +113,14 @@ def test_an_index_is_shared_saved_and_loaded(draft_path, tiny_path, expected, tm
     loaded.suffix_index.load(path)
     preloaded = make_llm(draft_path)
     preloaded.suffix_index.preload(expected)
-    shared = make_llm(draft_path, Speculation("suffix", suffix_index=first.suffix_index))
+    shared = make_llm(draft_path, replace(FIXED, suffix_index=first.suffix_index))
     assert shared.suffix_index is first.suffix_index
     for llm in (loaded, preloaded, shared):
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
         assert tokens_of(outputs) == expected
         assert sum(each.speculation.num_steps for each in outputs) < 0.8 * sum(steps)
 
-    foreign = smartspec.LLM(tiny_path, speculation="suffix", num_threads=1)
+    foreign = smartspec.LLM(tiny_path, speculation=FIXED, num_threads=1)
     with pytest.raises(smartspec.FormatError):
         foreign.suffix_index.load(path)
 
@@ -145,7 +151,8 @@ def test_options_that_do_not_fit_together(draft_path):
     with pytest.raises(ValueError, match="needs draft_model"):
         smartspec.LLM(draft_path, speculation="suffix+draft")
     assert Speculation("suffix").longest_draft == 16
-    assert Speculation("lookup").longest_draft == 4
+    assert Speculation("lookup").longest_draft == 16
+    assert Speculation("lookup", policy="fixed").longest_draft == 4
     assert Speculation("suffix", max_tokens=3).longest_draft == 3
 
 
@@ -188,7 +195,7 @@ def test_a_python_proposer_hears_of_every_token(tiny_path):
             self.finished.append(request_id)
 
     listener = Listener()
-    llm = smartspec.LLM(tiny_path, speculation=listener, num_threads=1)
+    llm = smartspec.LLM(tiny_path, speculation=Speculation(listener, policy="fixed"), num_threads=1)
     params = SamplingParams(temperature=0.0, max_tokens=9, n=2, ignore_eos=True)
     outputs = llm.generate([[1, 2], [3]], params, use_tqdm=False, prediction=[[1, 2], [1, 2]])
     heard = sorted(map(tuple, listener.emitted.values()))
@@ -205,20 +212,20 @@ def test_cli(capsys, tmp_path):
         assert main([*arguments, *extra]) == 0
         return json.loads(capsys.readouterr().out)
 
-    plain = run()
-    suffix = ["--proposer", "suffix", "--suffix-index", str(path)]
+    plain = run("--policy", "off")
+    suffix = ["--proposer", "suffix", "--policy", "fixed", "--suffix-index", str(path)]
     first = run(*suffix)
     assert path.stat().st_size > 0
     second = run(*suffix)
     stacked = run("--proposer", "suffix+draft", "--draft-model", "draft")
     text = plain["outputs"][0]["text"]
-    predicted = run("--proposer", "suffix", "--prediction", text)
+    predicted = run("--proposer", "suffix", "--policy", "fixed", "--prediction", text)
     for each in (first, second, stacked, predicted):
         assert each["outputs"] == plain["outputs"]
     assert second["speculation"]["num_steps"] < first["speculation"]["num_steps"]
     assert predicted["speculation"]["num_steps"] < first["speculation"]["num_steps"]
 
-    assert main([*arguments, "--suffix-index", str(path)]) == 2
+    assert main([*arguments, "--proposer", "lookup", "--suffix-index", str(path)]) == 2
     assert "--suffix-index needs" in capsys.readouterr().err
     path.write_bytes(b"junk")
     assert main([*arguments, *suffix]) == 2

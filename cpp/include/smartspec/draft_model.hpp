@@ -27,7 +27,7 @@ struct DraftModelOptions {
 /// Drafts argmax(log q + g) with the same Gumbel noise g that the target will draw with, so draft
 /// and target agree more often than independent draws would (Gumbel coupling; siblings as in
 /// Recursive Speculative Decoding's Gumbel-top-k). Requests the cache has no room for get no draft.
-/// Not thread-safe.
+/// One that sat out steps catches up in the first pass of its next draft. Not thread-safe.
 class SMARTSPEC_API DraftModelProposer final : public Proposer {
  public:
   /// Throws std::invalid_argument when the vocabularies differ.
@@ -38,6 +38,9 @@ class SMARTSPEC_API DraftModelProposer final : public Proposer {
   [[nodiscard]] std::string_view name() const override;
   void propose(std::span<const ProposeRequest> requests, std::span<TokenTree> trees) override;
   void finish(RequestId id) override;
+  [[nodiscard]] bool pays_per_depth() const override;
+  [[nodiscard]] std::int32_t backlog(RequestId id, std::span<const TokenId> tokens) const override;
+  [[nodiscard]] ProposeWork last_work() const override;
   [[nodiscard]] std::string check_integrity() const;
 
  private:

@@ -4,6 +4,7 @@
 // policy say, and emitting exactly what plain decoding would emit.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -18,6 +19,7 @@
 #include "smartspec/proposer.hpp"
 #include "smartspec/sampler.hpp"
 #include "smartspec/sampling_params.hpp"
+#include "smartspec/scheduler.hpp"
 
 namespace smartspec {
 
@@ -32,7 +34,8 @@ struct EngineOptions {
   std::int32_t max_model_len = 0;                        // 0: max_position_embeddings
   std::optional<DType> kv_dtype{};                       // empty: the model's dtype
   bool enable_prefix_caching = true;
-  std::uint64_t seed = 0;  // of requests that bring none
+  double aging_seconds = 30;  // waiting this long raises a request by one priority; 0: never
+  std::uint64_t seed = 0;     // of requests that bring none
   std::uint64_t prefix_hash_seed = 0;
   bool record_logits_hash = false;  // debugging: RequestOutput::logits_hashes
 };
@@ -40,10 +43,13 @@ struct EngineOptions {
 struct Request {
   std::vector<TokenId> prompt_token_ids{};
   SamplingParams sampling{};
-  std::int32_t priority = 0;                       // lower runs first, as in vLLM; ties by arrival
-  std::uint64_t cache_salt = 0;                    // prefix-cache tenant
-  bool speculate = true;                           // false: this request never drafts
-  std::optional<std::int32_t> max_draft_tokens{};  // caps the policy's choice for this request
+  std::int32_t priority = 0;          // lower runs first, as in vLLM; ties by arrival
+  std::uint64_t cache_salt = 0;       // prefix-cache tenant
+  bool speculate = true;              // false: this request never drafts
+  std::int32_t min_draft_tokens = 0;  // nodes verified at least, where so many are drafted
+  std::optional<std::int32_t> max_draft_tokens{};  // nodes verified at most
+  std::optional<std::string> proposer{};           // only this one of the engine's, by name
+  double tpot_target = 0;  // seconds per output token, for policies that know targets; 0: none
   // Text the output may resemble, for proposers that can use it (OpenAI's predicted outputs); at
   // most max_model_len tokens.
   std::vector<TokenId> prediction{};
@@ -55,6 +61,8 @@ struct RequestStats {
   std::int64_t num_steps = 0;     // forward passes that emitted tokens
   std::int64_t num_preemptions = 0;
   std::int32_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache at first admission
+  std::int32_t proposer = -1;          // whose draft was verified last, into EngineStats::proposers
+  std::array<std::int32_t, 17> length_histogram{};  // decoding steps by nodes verified; 16: more
   NoSpeculationReason no_speculation_reason = NoSpeculationReason::kPrefill;  // of the last step
 };
 
@@ -73,6 +81,16 @@ struct RequestOutput {
   RequestStats stats;
 };
 
+struct ProposerStats {
+  std::string name;
+  bool pays_per_depth = false;
+  std::int64_t num_calls = 0;
+  std::int64_t num_proposed = 0;  // nodes it returned
+  std::int64_t num_drafted = 0;   // of them verified
+  std::int64_t num_accepted = 0;
+  double seconds = 0;
+};
+
 struct EngineStats {
   std::int64_t num_steps = 0;
   std::int64_t num_tokens_computed = 0;  // rows run
@@ -85,10 +103,14 @@ struct EngineStats {
   std::string last_proposer_error;
   std::int32_t num_running = 0;
   std::int32_t num_waiting = 0;
-  double propose_seconds = 0;  // totals by stage
+  double propose_seconds = 0;   // totals by stage: free and paid drafting together
+  double paid_seconds = 0;      // of them, by proposers that pay per depth
+  double decision_seconds = 0;  // scheduler and policy
   double forward_seconds = 0;
   double verify_seconds = 0;
   double step_seconds = 0;  // everything, so the rest is bookkeeping
+  std::vector<ProposerStats> proposers;
+  SchedulerStats scheduler;
   KvCacheStats kv;
 };
 
@@ -101,6 +123,12 @@ class SMARTSPEC_API Engine {
   Engine(std::shared_ptr<const Model> model, const EngineOptions& options,
          std::shared_ptr<const StopVocabulary> stops, std::shared_ptr<Proposer> proposer = nullptr,
          std::shared_ptr<LengthPolicy> policy = nullptr);
+  /// Several proposers, among which the policy chooses per request. One that pays per depth is
+  /// asked after the policy, for what it wants; the others for every request at every step.
+  Engine(std::shared_ptr<const Model> model, const EngineOptions& options,
+         std::shared_ptr<const StopVocabulary> stops,
+         std::vector<std::shared_ptr<Proposer>> proposers,
+         std::shared_ptr<LengthPolicy> policy = nullptr);
   ~Engine();
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
@@ -112,7 +140,7 @@ class SMARTSPEC_API Engine {
   /// No output follows for it.
   bool abort(RequestId id);
 
-  /// One pass of the loop: admit, propose, allocate, reserve, forward, verify, commit, learn.
+  /// One pass of the loop: propose, plan, draft, schedule, forward, verify, commit, learn.
   /// Outputs of requests that emitted or ended; valid until the next call.
   std::span<const RequestOutput> step();
 

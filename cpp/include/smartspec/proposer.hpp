@@ -29,6 +29,17 @@ struct ProposeRequest {
   std::uint64_t seed = 0;                    // keys the sampling noise: a draft model may share it
   std::uint64_t cache_salt = 0;              // tenant: nothing learnt from it may reach another
   std::span<const TokenId> prediction = {};  // text the output may resemble, from the user
+  float min_survival = 0;  // a path whose own survival falls below need not be continued
+};
+
+/// What the last propose() ran, over all its passes; for predicting what the next one costs.
+struct ProposeWork {
+  std::int32_t num_passes = -1;      // -1: it does not count
+  std::int32_t num_tokens = 0;       // rows
+  std::int32_t num_sequences = 0;    // sum over the passes of requests that had rows
+  std::int32_t num_logits = 0;       // rows whose logits were computed
+  std::int64_t kv_tokens = 0;        // context whose keys and values were read
+  std::int64_t attention_pairs = 0;  // sum over rows: keys they attended to
 };
 
 /// Drafts for a whole batch at once. The engine calls it from its step thread, one call at a time.
@@ -44,6 +55,19 @@ class SMARTSPEC_API Proposer {
   /// Whatever it returns or throws cannot change any output: an invalid tree is dropped and
   /// counted, an exception costs every request of the call its drafts for this step.
   virtual void propose(std::span<const ProposeRequest> requests, std::span<TokenTree> trees) = 0;
+
+  /// Every level of a draft costs a pass over a model, so it is asked only where that is worth it,
+  /// and for as many levels as are. Others are asked at every step. Must not change.
+  [[nodiscard]] virtual bool pays_per_depth() const { return false; }
+
+  /// Tokens of the request that a cache of its own lacks, so that the next draft costs more; an
+  /// estimate that looks at no token.
+  [[nodiscard]] virtual std::int32_t backlog(RequestId /*id*/,
+                                             std::span<const TokenId> /*tokens*/) const {
+    return 0;
+  }
+
+  [[nodiscard]] virtual ProposeWork last_work() const { return {}; }
 
   /// What a step did to one request: the accepted path of the tree that was verified, and the
   /// emitted tokens.

@@ -63,6 +63,10 @@ class SMARTSPEC_API StackedProposer final : public Proposer {
   void propose(std::span<const ProposeRequest> requests, std::span<TokenTree> trees) override;
   void observe(std::span<const Outcome> outcomes) override;
   void finish(RequestId id) override;
+  /// As `paid` does. An engine asks a proposer that pays only where the policy wants its drafts.
+  [[nodiscard]] bool pays_per_depth() const override;
+  [[nodiscard]] std::int32_t backlog(RequestId id, std::span<const TokenId> tokens) const override;
+  [[nodiscard]] ProposeWork last_work() const override;
 
  private:
   struct Impl;

@@ -22,8 +22,7 @@ struct RequestInfo {
   SamplingParams sampling;  // max_tokens cut to what the context leaves
   std::int32_t priority = 0;
   std::uint64_t cache_salt = 0;
-  bool speculate = true;
-  std::int32_t max_draft_tokens = kMaxTreeNodes;
+  SpeculationControl control;
   std::vector<TokenId> prediction;
 };
 
@@ -34,29 +33,33 @@ struct StepRows {
   std::int32_t first_logits = -1;      // index into the logits of its first wanted row
   std::int32_t num_prompt_logits = 0;  // rows before the sampled one, for prompt logprobs
   bool samples = false;                // its last causal row is the newest token: draw from it
+  bool is_decode = false;              // not a prompt chunk
 };
 
 struct Completion {
   Completion(std::shared_ptr<const RequestInfo> request, std::int32_t completion_index,
-             Sampler request_sampler, std::int64_t arrival_number);
+             Sampler request_sampler);
 
   std::shared_ptr<const RequestInfo> info;
   std::int32_t index = 0;
-  std::int64_t arrival = 0;
   Sampler sampler;
   std::vector<TokenId> tokens;  // prompt and emitted output
   SequenceId sequence = -1;     // -1: waiting
   RequestStats stats;
-  bool was_admitted = false;
+  std::int32_t num_found = 0;  // tokens that were computed when it was admitted
+  bool was_scheduled = false;  // ever
+  bool has_run = false;        // since it was admitted
   bool finished = false;
   std::vector<PositionLogprobs> prompt_logprobs;
 
   // Scratch of one step.
   StepRows rows;
   TokenTree tree;
+  std::int32_t drafter = -1;  // whose draft `tree` is
+  bool draft_failed = false;  // a proposer threw, or returned something unsound for it
   Verification verification;
 
-  /// Key towards proposers: unique per completion.
+  /// Key towards proposers and the scheduler: unique per completion.
   [[nodiscard]] RequestId key() const noexcept { return info->id + index; }
   [[nodiscard]] std::int32_t num_tokens() const noexcept {
     return static_cast<std::int32_t>(tokens.size());
@@ -68,13 +71,6 @@ struct Completion {
     return index == 0 && info->sampling.prompt_logprobs.has_value() &&
            static_cast<std::int32_t>(prompt_logprobs.size()) < num_prompt() - 1;
   }
-  /// Draft tokens deeper than this can never be emitted.
-  [[nodiscard]] std::int32_t max_draft_depth() const noexcept {
-    return info->sampling.max_tokens - sampler.num_output_tokens() - 1;
-  }
 };
-
-/// Scheduling order: priority (lower first), then arrival, then completion index.
-[[nodiscard]] bool runs_before(const Completion& a, const Completion& b) noexcept;
 
 }  // namespace smartspec

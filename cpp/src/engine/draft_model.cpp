@@ -85,6 +85,8 @@ struct DraftModelProposer::Impl {
   std::shared_ptr<const StopVocabulary> stops;
   std::unordered_map<RequestId, DraftState> states;
 
+  ProposeWork work;
+
   // Scratch of one call; capacity is kept.
   std::vector<Lane> lanes;
   ForwardBatch batch;
@@ -190,7 +192,13 @@ std::int32_t DraftModelProposer::Impl::add_rows(Lane& lane, std::int32_t budget)
     batch.positions.push_back(lane.next);
     batch.slots.push_back(kv.slot(lane.state->sequence, lane.next));
   }
+  work.num_tokens += num_rows;
+  ++work.num_sequences;
+  work.kv_tokens += lane.next;
+  work.attention_pairs +=
+      std::int64_t{num_rows} * lane.next - std::int64_t{num_rows} * (num_rows - 1) / 2;
   if (lane.next == lane.end) {
+    ++work.num_logits;
     lane.logits = static_cast<std::int32_t>(batch.logits_rows.size());
     batch.logits_rows.push_back(batch.num_rows() - 1);
   }
@@ -217,6 +225,8 @@ void DraftModelProposer::Impl::draw(Lane& lane, std::span<const float> logits) {
   --lane.depth;
   if (chain_node < 0 || lane.tree->size() >= lane.request->max_nodes) lane.depth = 0;
   if (chain_node < 0) return;
+  const float survival = lane.tree->survival[static_cast<std::size_t>(chain_node)];
+  if (survival < lane.request->min_survival) lane.depth = 0;
   lane.parent = chain_node;
   if (lane.depth > 0) {
     lane.state->sampler->accept(candidates[0]);
@@ -232,6 +242,7 @@ void DraftModelProposer::Impl::run_pending() {
     std::int32_t budget = options.max_num_batched_tokens;
     for (Lane& lane : lanes) budget -= add_rows(lane, budget);
     if (batch.num_rows() == 0) return;
+    ++work.num_passes;
     const std::span<const float> logits = decoder.forward(batch);
     for (Lane& lane : lanes) {
       if (lane.logits < 0) continue;
@@ -295,6 +306,7 @@ void DraftModelProposer::propose(std::span<const ProposeRequest> requests,
   Impl& impl = *impl_;
   impl.lanes.clear();
   impl.moves.clear();
+  impl.work = {.num_passes = 0};
   // Pointers into the map stay valid: an unordered_map never moves its nodes.
   for (std::size_t i = 0; i < requests.size(); ++i) {
     impl.lanes.push_back(
@@ -317,6 +329,17 @@ void DraftModelProposer::finish(RequestId id) {
   if (entry->second.sequence >= 0) impl_->kv.remove_sequence(entry->second.sequence);
   impl_->states.erase(entry);
 }
+
+bool DraftModelProposer::pays_per_depth() const { return true; }
+
+std::int32_t DraftModelProposer::backlog(RequestId id, std::span<const TokenId> tokens) const {
+  const auto entry = impl_->states.find(id);
+  const std::size_t cached = entry == impl_->states.end() ? 0 : entry->second.cached.size();
+  // Drafted tokens that were rejected count as cached: a few at most, and finding out costs a scan.
+  return static_cast<std::int32_t>(tokens.size() - std::min(cached, tokens.size()));
+}
+
+ProposeWork DraftModelProposer::last_work() const { return impl_->work; }
 
 std::string DraftModelProposer::check_integrity() const { return impl_->kv.check_integrity(); }
 

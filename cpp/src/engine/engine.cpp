@@ -3,6 +3,7 @@
 #include "smartspec/engine.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <mutex>
 #include <stdexcept>
 #include <unordered_map>
@@ -55,18 +56,17 @@ std::shared_ptr<const Model> not_null(std::shared_ptr<const Model> model) {
 
 struct Engine::Impl {
   Impl(std::shared_ptr<const Model> model, const EngineOptions& options,
-       std::shared_ptr<const StopVocabulary> stops, std::shared_ptr<Proposer> proposer,
-       std::shared_ptr<LengthPolicy> policy)
+       std::shared_ptr<const StopVocabulary> stops,
+       std::vector<std::shared_ptr<Proposer>> proposers, std::shared_ptr<LengthPolicy> policy)
       : core(model, options, checked(std::move(stops), model->config().vocab_size),
-             std::move(proposer), std::move(policy)) {}
+             std::move(proposers), std::move(policy)) {}
 
   EngineCore core;
 
   // What other threads hand in; taken over at the next step boundary.
   mutable std::mutex mutex;
   RequestId next_id = 0;
-  std::int64_t next_arrival = 0;
-  std::vector<std::unique_ptr<Completion>> arrived;
+  std::vector<std::unique_ptr<Completion>> arrived;  // in order
   std::vector<RequestId> aborted;
   std::unordered_map<RequestId, std::int32_t> live;  // unfinished completions per request
 
@@ -94,7 +94,42 @@ struct Engine::Impl {
   }
 
   std::shared_ptr<RequestInfo> check(Request request) const;
+  SpeculationControl check_control(const Request& request) const;
 };
+
+SpeculationControl Engine::Impl::check_control(const Request& request) const {
+  const std::int32_t most = request.max_draft_tokens.value_or(kMaxTreeNodes);
+  if (most < 0 || most > kMaxTreeNodes) {
+    throw std::invalid_argument("max_draft_tokens must be in [0, " + std::to_string(kMaxTreeNodes) +
+                                "], got " + std::to_string(most));
+  }
+  if (request.min_draft_tokens < 0 || request.min_draft_tokens > most) {
+    throw std::invalid_argument("min_draft_tokens must be in [0, " + std::to_string(most) +
+                                "] (max_draft_tokens), got " +
+                                std::to_string(request.min_draft_tokens));
+  }
+  if (!(request.tpot_target >= 0) || !std::isfinite(request.tpot_target)) {
+    throw std::invalid_argument("tpot_target must be finite and at least 0 (none), got " +
+                                std::to_string(request.tpot_target));
+  }
+  SpeculationControl control{.enabled = request.speculate,
+                             .min_tokens = request.min_draft_tokens,
+                             .max_tokens = most,
+                             .tpot_target = request.tpot_target};
+  if (!request.proposer) return control;
+  std::string allowed;
+  const std::vector<std::string>& names = core.proposer_names();
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (names[i] == *request.proposer) {
+      control.proposer = static_cast<std::int32_t>(i);
+      return control;
+    }
+    allowed += (i > 0 ? ", " : "") + names[i];
+  }
+  throw std::invalid_argument("proposer must be one of the engine's (" +
+                              (names.empty() ? "it has none" : allowed) + "), got \"" +
+                              request.proposer->substr(0, 80) + "\"");
+}
 
 std::shared_ptr<RequestInfo> Engine::Impl::check(Request request) const {
   const std::int32_t vocab_size = core.model().config().vocab_size;
@@ -113,11 +148,7 @@ std::shared_ptr<RequestInfo> Engine::Impl::check(Request request) const {
                                 std::to_string(request.prediction.size()));
   }
   check_tokens("prediction", request.prediction, vocab_size);
-  if (request.max_draft_tokens &&
-      (*request.max_draft_tokens < 0 || *request.max_draft_tokens > kMaxTreeNodes)) {
-    throw std::invalid_argument("max_draft_tokens must be in [0, " + std::to_string(kMaxTreeNodes) +
-                                "], got " + std::to_string(*request.max_draft_tokens));
-  }
+  const SpeculationControl control = check_control(request);
   if (!request.sampling.stop.empty() && core.stops()->token_bytes.empty()) {
     throw std::invalid_argument("stop: stop strings need the engine's StopVocabulary::token_bytes");
   }
@@ -129,8 +160,7 @@ std::shared_ptr<RequestInfo> Engine::Impl::check(Request request) const {
   info->sampling.min_tokens = std::min(info->sampling.min_tokens, info->sampling.max_tokens);
   info->priority = request.priority;
   info->cache_salt = request.cache_salt;
-  info->speculate = request.speculate;
-  info->max_draft_tokens = request.max_draft_tokens.value_or(kMaxTreeNodes);
+  info->control = control;
   info->prediction = std::move(request.prediction);
   return info;
 }
@@ -138,8 +168,17 @@ std::shared_ptr<RequestInfo> Engine::Impl::check(Request request) const {
 Engine::Engine(std::shared_ptr<const Model> model, const EngineOptions& options,
                std::shared_ptr<const StopVocabulary> stops, std::shared_ptr<Proposer> proposer,
                std::shared_ptr<LengthPolicy> policy)
+    : Engine(std::move(model), options, std::move(stops),
+             proposer != nullptr ? std::vector{std::move(proposer)}
+                                 : std::vector<std::shared_ptr<Proposer>>{},
+             std::move(policy)) {}
+
+Engine::Engine(std::shared_ptr<const Model> model, const EngineOptions& options,
+               std::shared_ptr<const StopVocabulary> stops,
+               std::vector<std::shared_ptr<Proposer>> proposers,
+               std::shared_ptr<LengthPolicy> policy)
     : impl_(std::make_unique<Impl>(not_null(std::move(model)), options, std::move(stops),
-                                   std::move(proposer), std::move(policy))) {}
+                                   std::move(proposers), std::move(policy))) {}
 
 Engine::~Engine() = default;
 Engine::Engine(Engine&&) noexcept = default;
@@ -163,14 +202,10 @@ RequestId Engine::add_request(Request request) {
   for (std::int32_t index = 0; index < n; ++index) {
     Sampler sampler(info->sampling, seed_of_completion(seed, index), info->prompt,
                     impl_->core.model().config().vocab_size, impl_->core.stops());
-    completions.push_back(std::make_unique<Completion>(info, index, std::move(sampler), 0));
+    completions.push_back(std::make_unique<Completion>(info, index, std::move(sampler)));
   }
   const std::lock_guard lock(impl_->mutex);
-  for (auto& completion : completions) {
-    completion->arrival = impl_->next_arrival;
-    impl_->arrived.push_back(std::move(completion));
-  }
-  ++impl_->next_arrival;
+  for (auto& completion : completions) impl_->arrived.push_back(std::move(completion));
   impl_->live.emplace(id, n);
   return id;
 }

@@ -32,6 +32,10 @@ EngineOptions resolve_options(const EngineOptions& options, const Model& model) 
   }
   check_range("num_kv_blocks", options.num_kv_blocks, 0, kMaxBlocks);
   check_range("kv_memory_bytes", options.kv_memory_bytes, 1, std::int64_t{1} << 50);
+  if (!(options.aging_seconds >= 0 && options.aging_seconds <= 1e9)) {
+    throw std::invalid_argument("aging_seconds must be in [0, 1e9], got " +
+                                std::to_string(options.aging_seconds));
+  }
   check_range("max_model_len", options.max_model_len, 0, config.max_position_embeddings);
   if (options.max_model_len == 1) {
     throw std::invalid_argument("max_model_len must leave room for one output token: at least 2");

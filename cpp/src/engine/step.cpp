@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The SmartSpec authors
 // SPDX-License-Identifier: Apache-2.0
 // One step: run the scheduled rows, verify, commit, learn, emit.
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <functional>
@@ -18,6 +19,19 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+/// Adds the time it lives to a total.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& total) : total_(total) {}
+  ~Stopwatch() { total_ += seconds_since(start_); }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& total_;
+  Clock::time_point start_ = Clock::now();
+};
+
 /// Order-sensitive 64-bit digest of a row's bits, for exactness tests.
 std::uint64_t hash_row(std::span<const float> row) {
   std::uint64_t hash = 0x9E3779B97F4A7C15ULL;
@@ -31,51 +45,6 @@ std::uint64_t hash_row(std::span<const float> row) {
 }
 
 }  // namespace
-
-EngineCore::EngineCore(std::shared_ptr<const Model> model, const EngineOptions& options,
-                       std::shared_ptr<const StopVocabulary> stops,
-                       std::shared_ptr<Proposer> proposer, std::shared_ptr<LengthPolicy> policy)
-    : model_(std::move(model)),
-      options_(resolve_options(options, *model_)),
-      stops_(std::move(stops)),
-      proposer_(std::move(proposer)),
-      policy_(std::move(policy)),
-      kv_({.num_blocks = options_.num_kv_blocks,
-           .block_size = options_.block_size,
-           .enable_prefix_caching = options_.enable_prefix_caching,
-           .hash_seed = options_.prefix_hash_seed}),
-      decoder_(model_, options_.num_kv_blocks, options_.block_size, *options_.kv_dtype,
-               options_.max_model_len) {}
-
-void EngineCore::enqueue(std::unique_ptr<Completion> completion) {
-  waiting_.insert(std::move(completion));
-}
-
-void EngineCore::drop(RequestId id) {
-  const auto end = [&](Completion& completion) {
-    release(completion);
-    completion.finished = true;
-    if (proposer_ == nullptr) return;
-    try {
-      proposer_->finish(completion.key());
-    } catch (const std::exception& error) {
-      note_proposer_error(error.what());
-    }
-  };
-  std::erase_if(running_, [&](const std::unique_ptr<Completion>& completion) {
-    if (completion->info->id != id) return false;
-    end(*completion);
-    return true;
-  });
-  for (auto entry = waiting_.begin(); entry != waiting_.end();) {
-    if ((*entry)->info->id != id) {
-      ++entry;
-      continue;
-    }
-    end(**entry);
-    entry = waiting_.erase(entry);
-  }
-}
 
 RequestOutput& EngineCore::new_output(const Completion& completion) {
   if (num_outputs_ == outputs_.size()) outputs_.emplace_back();
@@ -132,9 +101,7 @@ void EngineCore::add_rows(Completion& completion) {
 
 void EngineCore::build_batch() {
   batch_.clear();
-  for (const auto& completion : running_) {
-    if (completion->rows.num_causal > 0) add_rows(*completion);
-  }
+  for (Completion* completion : scheduled_) add_rows(*completion);
 }
 
 void EngineCore::run_moves() {
@@ -170,14 +137,8 @@ void EngineCore::verify(Completion& completion, std::span<const float> logits) {
   // By reference: the capture would not fit into the std::function and be allocated each time.
   verify_tree(completion.tree, std::cref(row_of), completion.sampler, completion.verification);
 
+  count(completion);
   Verification& verified = completion.verification;
-  completion.stats.num_drafted += completion.tree.size();
-  completion.stats.num_accepted += static_cast<std::int64_t>(verified.path.size());
-  ++completion.stats.num_steps;
-  stats_.num_drafted += completion.tree.size();
-  stats_.num_accepted += static_cast<std::int64_t>(verified.path.size());
-  stats_.num_emitted += static_cast<std::int64_t>(verified.tokens.size());
-
   RequestOutput& output = new_output(completion);
   output.new_token_ids.assign(verified.tokens.begin(), verified.tokens.end());
   output.logprobs = verified.logprobs;
@@ -193,6 +154,27 @@ void EngineCore::verify(Completion& completion, std::span<const float> logits) {
   }
   output.stats = completion.stats;
   completion.finished = verified.finish_reason != FinishReason::kNone;
+}
+
+void EngineCore::count(Completion& completion) {
+  const std::int32_t num_nodes = completion.tree.size();
+  const auto num_accepted = static_cast<std::int64_t>(completion.verification.path.size());
+  RequestStats& stats = completion.stats;
+  stats.num_drafted += num_nodes;
+  stats.num_accepted += num_accepted;
+  ++stats.num_steps;
+  stats_.num_drafted += num_nodes;
+  stats_.num_accepted += num_accepted;
+  stats_.num_emitted += std::ssize(completion.verification.tokens);
+  if (completion.rows.is_decode) {
+    const std::int32_t longest = static_cast<std::int32_t>(stats.length_histogram.size()) - 1;
+    ++stats.length_histogram[static_cast<std::size_t>(std::min(num_nodes, longest))];
+  }
+  if (num_nodes == 0) return;
+  stats.proposer = completion.drafter;
+  ProposerStats& drafter = stats_.proposers[static_cast<std::size_t>(completion.drafter)];
+  drafter.num_drafted += num_nodes;
+  drafter.num_accepted += num_accepted;
 }
 
 void EngineCore::commit(Completion& completion) {
@@ -214,9 +196,8 @@ void EngineCore::commit(Completion& completion) {
 }
 
 void EngineCore::verify_and_commit(std::span<const float> logits) {
-  for (const auto& entry : running_) {
+  for (Completion* entry : scheduled_) {
     Completion& completion = *entry;
-    if (completion.rows.num_causal == 0) continue;
     try {
       collect_prompt_logprobs(completion, logits);
       if (completion.rows.samples) verify(completion, logits);
@@ -236,71 +217,112 @@ void EngineCore::verify_and_commit(std::span<const float> logits) {
   run_moves();
 }
 
-void EngineCore::learn(double seconds) {
-  if (!drafting_.empty()) {
-    verified_.clear();
-    accepted_.clear();
-    for (const Completion* completion : drafting_) {
-      verified_.push_back(completion->tree.size());
-      accepted_.push_back(static_cast<std::int32_t>(completion->verification.path.size()));
-    }
-    policy_->observe(length_requests_, verified_, accepted_, seconds);
-  }
-  if (proposer_ != nullptr) tell_proposer();
-}
-
 /// Also of requests that drafted nothing: a proposer that learns text must not miss the last tokens
 /// of a request, nor those of steps whose lengths were 0.
-void EngineCore::tell_proposer() {
+void EngineCore::tell_proposers() {
   emitters_.clear();
-  outcomes_.clear();
-  for (const auto& completion : running_) {
-    if (completion->verification.tokens.empty() || !completion->info->speculate) continue;
+  for (const Completion* completion : scheduled_) {
+    if (completion->verification.tokens.empty() || !completion->info->control.enabled) continue;
     emitters_.push_back(show(*completion, 0, 0));
-    outcomes_.push_back({.id = completion->key(),
-                         .tree = &completion->tree,
-                         .accepted_path = completion->verification.path,
-                         .emitted = completion->verification.tokens});
   }
-  if (outcomes_.empty()) return;
-  for (std::size_t i = 0; i < outcomes_.size(); ++i) outcomes_[i].request = &emitters_[i];
-  try {
-    proposer_->observe(outcomes_);
-  } catch (const std::exception& error) {
-    note_proposer_error(error.what());
+  if (emitters_.empty()) return;
+  for (std::size_t p = 0; p < proposers_.size(); ++p) {
+    outcomes_.clear();
+    for (const Completion* completion : scheduled_) {
+      if (completion->verification.tokens.empty() || !completion->info->control.enabled) continue;
+      Proposer::Outcome outcome{.id = completion->key(),
+                                .tree = nullptr,
+                                .accepted_path = {},
+                                .emitted = completion->verification.tokens,
+                                .request = &emitters_[outcomes_.size()]};
+      if (completion->drafter == static_cast<std::int32_t>(p) && !completion->tree.empty()) {
+        outcome.tree = &completion->tree;
+        outcome.accepted_path = completion->verification.path;
+      }
+      outcomes_.push_back(outcome);
+    }
+    try {
+      proposers_[p]->observe(outcomes_);
+    } catch (const std::exception& error) {
+      note_proposer_error(error.what());
+    }
   }
+}
+
+void EngineCore::tell_scheduler(double seconds) {
+  const Stopwatch watch(stats_.decision_seconds);
+  request_outcomes_.clear();
+  for (const Completion* completion : scheduled_) {
+    const Verification& verified = completion->verification;
+    if (verified.tokens.empty()) continue;
+    request_outcomes_.push_back({.id = completion->key(),
+                                 .num_verified = completion->tree.size(),
+                                 .num_accepted = static_cast<std::int32_t>(verified.path.size()),
+                                 .emitted = verified.tokens});
+  }
+  scheduler_.finish_step(request_outcomes_, works_, seconds, now());
 }
 
 void EngineCore::finish_ended() {
-  std::erase_if(running_, [&](const std::unique_ptr<Completion>& completion) {
-    if (!completion->finished) return false;
-    release(*completion);
-    if (proposer_ != nullptr) {
-      try {
-        proposer_->finish(completion->key());
-      } catch (const std::exception& error) {
-        note_proposer_error(error.what());
-      }
+  for (Completion* completion : scheduled_) {
+    if (completion->finished) end(*completion);
+  }
+  scheduled_.clear();
+}
+
+double EngineCore::now() const { return seconds_since(epoch_); }
+
+/// Which rows run.
+void EngineCore::decide() {
+  std::span<const DecodeSlot> slots;
+  {
+    const Stopwatch watch(stats_.decision_seconds);
+    slots = scheduler_.begin_step(now());
+  }
+  collect_decodes(slots);
+  propose_free(slots);
+  std::span<const DraftChoice> choices;
+  {
+    const Stopwatch watch(stats_.decision_seconds);
+    choices = scheduler_.plan(candidates_, backlog_);
+  }
+  propose_paid(choices);
+  take_drafts(choices);
+  const Stopwatch watch(stats_.decision_seconds);
+  collect_scheduled(scheduler_.schedule(trees_, works_));
+}
+
+void EngineCore::collect_scheduled(std::span<const ScheduledRows> rows) {
+  for (const ScheduledRows& row : rows) {
+    Completion* completion =
+        row.decode >= 0 ? decodes_[static_cast<std::size_t>(row.decode)] : find(row.id);
+    completion->rows = {
+        .num_causal = row.num_causal, .samples = row.samples, .is_decode = row.decode >= 0};
+    completion->verification.clear();
+    NoSpeculationReason& reason = completion->stats.no_speculation_reason;
+    reason = row.reason;
+    if (row.decode < 0) {
+      completion->tree.clear();
+    } else if (completion->draft_failed && reason == NoSpeculationReason::kNothingFound) {
+      reason = NoSpeculationReason::kProposerError;
     }
-    return true;
-  });
+    completion->has_run = true;
+    if (!completion->was_scheduled) {
+      completion->was_scheduled = true;
+      completion->stats.num_cached_tokens =
+          std::min(completion->num_found, completion->num_prompt());
+    }
+    scheduled_.push_back(completion);
+  }
 }
 
 std::span<RequestOutput> EngineCore::step() {
   const auto start = Clock::now();
   num_outputs_ = 0;
-  rows_left_ = options_.max_num_batched_tokens;
-  preempted_now_ = false;
   moves_.clear();
-  drafting_.clear();
-
-  collect_decodes();
-  const auto propose_start = Clock::now();
-  propose();
-  stats_.propose_seconds += seconds_since(propose_start);
-  reserve_decodes();
-  schedule_prefills();
-  admit();
+  scheduled_.clear();
+  if (completions_.empty()) return {};
+  decide();
   build_batch();
   if (batch_.num_rows() == 0) return {};
 
@@ -315,7 +337,8 @@ std::span<RequestOutput> EngineCore::step() {
 
   ++stats_.num_steps;
   stats_.num_tokens_computed += batch_.num_rows();
-  learn(seconds_since(start));
+  tell_proposers();
+  tell_scheduler(seconds_since(start) - paid_now_);
   finish_ended();
   stats_.step_seconds += seconds_since(start);
   return {outputs_.data(), num_outputs_};
@@ -323,25 +346,13 @@ std::span<RequestOutput> EngineCore::step() {
 
 EngineStats EngineCore::stats() const {
   EngineStats stats = stats_;
-  stats.num_running = static_cast<std::int32_t>(running_.size());
-  stats.num_waiting = static_cast<std::int32_t>(waiting_.size());
+  stats.scheduler = scheduler_.stats();
+  stats.scheduler.policy.decision_seconds = stats_.decision_seconds;
+  stats.num_preemptions = stats.scheduler.num_preemptions;
+  stats.num_running = stats.scheduler.num_running;
+  stats.num_waiting = stats.scheduler.num_waiting;
   stats.kv = kv_.stats();
   return stats;
-}
-
-std::string EngineCore::check_integrity() const {
-  if (std::string fault = kv_.check_integrity(); !fault.empty()) return fault;
-  if (kv_.num_sequences() != static_cast<std::int32_t>(running_.size())) {
-    return "KV sequences " + std::to_string(kv_.num_sequences()) + " != running requests " +
-           std::to_string(running_.size());
-  }
-  for (const auto& completion : running_) {
-    if (kv_.reserved(completion->sequence) != 0) return "a reservation is open between steps";
-    if (kv_.verified_length(completion->sequence) >= completion->num_tokens()) {
-      return "request " + std::to_string(completion->info->id) + " has no pending token";
-    }
-  }
-  return {};
 }
 
 }  // namespace smartspec

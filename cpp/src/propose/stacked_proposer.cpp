@@ -37,6 +37,7 @@ struct StackedProposer::Impl {
   std::string name;
   DepthAcceptance acceptance;
   std::unordered_map<RequestId, StackedRequest> requests;
+  bool paid_ran = false;       // in the last propose()
   std::exception_ptr pending;  // of one half, while the other's drafts were returned
 
   // Scratch of one call; capacity is kept.
@@ -80,7 +81,8 @@ void StackedProposer::Impl::choose(std::span<const ProposeRequest> shown,
 }
 
 void StackedProposer::Impl::propose_paid(std::span<TokenTree> trees) {
-  if (paid_requests.empty()) return;
+  paid_ran = !paid_requests.empty();
+  if (!paid_ran) return;
   paid_trees.resize(std::max(paid_trees.size(), paid_requests.size()));
   const auto paid_span = std::span(paid_trees).first(paid_requests.size());
   for (TokenTree& tree : paid_span) tree.clear();
@@ -178,6 +180,16 @@ void StackedProposer::finish(RequestId id) {
   }
   impl_->paid->finish(id);
   if (error != nullptr) std::rethrow_exception(error);
+}
+
+bool StackedProposer::pays_per_depth() const { return impl_->paid->pays_per_depth(); }
+
+std::int32_t StackedProposer::backlog(RequestId id, std::span<const TokenId> tokens) const {
+  return impl_->paid->backlog(id, tokens);
+}
+
+ProposeWork StackedProposer::last_work() const {
+  return impl_->paid_ran ? impl_->paid->last_work() : ProposeWork{.num_passes = 0};
 }
 
 }  // namespace smartspec

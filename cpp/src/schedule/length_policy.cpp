@@ -3,8 +3,11 @@
 #include "smartspec/length_policy.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
+
+#include "schedule/baseline_support.hpp"
 
 namespace smartspec {
 
@@ -34,41 +37,32 @@ std::string_view name_of(NoSpeculationReason reason) noexcept {
   return "unknown";
 }
 
-namespace {
-
-class OffPolicy final : public LengthPolicy {
- public:
-  [[nodiscard]] std::string_view name() const override { return "off"; }
-  void choose_depths(std::span<const LengthRequest>, std::span<std::int32_t> depths) override {
-    std::fill(depths.begin(), depths.end(), 0);
+void SpeculationControl::validate(std::int32_t num_proposers) const {
+  require_in_range("min_tokens", std::int64_t{min_tokens}, 0, kMaxTreeNodes);
+  require_in_range("max_tokens", std::int64_t{max_tokens}, 0, kMaxTreeNodes);
+  if (min_tokens > max_tokens) {
+    throw std::invalid_argument("min_tokens must be at most max_tokens (" +
+                                std::to_string(max_tokens) + "), got " +
+                                std::to_string(min_tokens));
   }
-};
-
-class FixedPolicy final : public LengthPolicy {
- public:
-  explicit FixedPolicy(std::int32_t max_tokens) : max_tokens_(max_tokens) {}
-  [[nodiscard]] std::string_view name() const override { return "fixed"; }
-  void choose_depths(std::span<const LengthRequest> requests,
-                     std::span<std::int32_t> depths) override {
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      depths[i] = std::min(max_tokens_, requests[i].max_depth);
-    }
+  if (proposer < -1 || proposer >= std::max(num_proposers, 0)) {
+    throw std::invalid_argument("proposer must be -1 (any) or the index of one of the engine's " +
+                                std::to_string(std::max(num_proposers, 0)) + ", got " +
+                                std::to_string(proposer));
   }
+  if (!(tpot_target >= 0 && std::isfinite(tpot_target))) {
+    throw std::invalid_argument("tpot_target must be finite and >= 0 seconds (0: none), got " +
+                                std::to_string(tpot_target));
+  }
+}
 
- private:
-  std::int32_t max_tokens_;
-};
-
-}  // namespace
-
-std::shared_ptr<LengthPolicy> make_off_policy() { return std::make_shared<OffPolicy>(); }
+std::shared_ptr<LengthPolicy> make_off_policy() {
+  return std::make_shared<BaselinePolicy>("off", 0);
+}
 
 std::shared_ptr<LengthPolicy> make_fixed_policy(std::int32_t max_tokens) {
-  if (max_tokens < 1 || max_tokens > kMaxTreeNodes) {
-    throw std::invalid_argument("max_tokens must be in [1, " + std::to_string(kMaxTreeNodes) +
-                                "], got " + std::to_string(max_tokens));
-  }
-  return std::make_shared<FixedPolicy>(max_tokens);
+  require_in_range("max_tokens", std::int64_t{max_tokens}, 1, kMaxTreeNodes);
+  return std::make_shared<BaselinePolicy>("fixed", max_tokens);
 }
 
 }  // namespace smartspec

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from smartspec_core import Error, __version__
 
-from . import bench, demo, generate, info
+from . import bench, demo, generate, info, profile, simulate
 
 _DESCRIPTION = """\
 Speculative decoding that never changes an output.
@@ -18,6 +18,8 @@ Speculative decoding that never changes an output.
   smartspec demo        serve a workload on the shipped models and compare ways to speculate
   smartspec generate    complete prompts with a model
   smartspec bench       measure throughput and latency of a model
+  smartspec profile     measure what a model's passes cost here, to start from
+  smartspec simulate    compare ways to decide how much to speculate, in virtual time
   smartspec info        say what was built and what a model needs
 """
 
@@ -31,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"smartspec {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (demo, generate, bench, info):
+    for module in (demo, generate, bench, profile, simulate, info):
         command = module.add_parser(commands)
         command.set_defaults(run=module.run)
     return parser

@@ -20,30 +20,35 @@ from ..serving import (
     random_prompts,
     serve,
 )
+from . import bench_serve
 from .common import HelpFormatter, add_engine_options, make_llm, save_suffix_index
 
 _DESCRIPTION = """\
-Serves a synthetic workload and prints the figures of vLLM's serving benchmark under
-its names: throughput, TTFT, TPOT, ITL, E2EL and speculation.
+Serves a synthetic workload once and prints the figures of vLLM's serving benchmark
+under its names: throughput, TTFT, TPOT, ITL, E2EL and speculation.
+`smartspec bench serve` sweeps rates, concurrencies and policies.
 """
 _EXAMPLES = """\
 examples:
   offline throughput    smartspec bench --model target --num-prompts 64
   latency, one by one   smartspec bench --model target --max-concurrency 1 --num-prompts 8
   under load            smartspec bench --model target --draft-model draft --request-rate 5
-  compare               smartspec bench --model target --speculation lookup --save-result a.json
+  to a file             smartspec bench --model target --speculation lookup --save-result a.json
+  compare and sweep     smartspec bench serve --help
 """
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "bench",
-        help="measure throughput and latency of a model",
+        help="measure throughput and latency of a model; bench serve: sweeps",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
     )
-    add_engine_options(parser)
+    subcommands = parser.add_subparsers(dest="subcommand", metavar="[serve]")
+    bench_serve.add_parser(subcommands)
+    add_engine_options(parser, required=False)
     group = parser.add_argument_group("workload")
     group.add_argument("--num-prompts", type=int, default=32)
     group.add_argument(
@@ -133,6 +138,10 @@ def report(s: ServingSummary, request_rate: float) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.subcommand == "serve":
+        return bench_serve.run(options)
+    if options.model is None:
+        raise ValueError("--model is missing")
     for name in ("num_prompts", "input_len", "output_len", "max_concurrency"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
@@ -144,13 +153,18 @@ def run(options: argparse.Namespace) -> int:
     llm.engine.clear_prefix_cache()
     done = serve(llm, items, options.max_concurrency, "Serving")
     summary = summarize(done.requests, done.duration)
+    if options.inflate_to is not None:
+        print(f"{llm.model_name}, {llm.model.num_parameters:,} parameters")
     print(report(summary, options.request_rate))
     save_suffix_index(options, llm)
     if options.save_result:
         record = {
             "model": options.model,
+            "model_name": llm.model_name,
+            "num_parameters": llm.model.num_parameters,
             "draft_model": options.draft_model,
             "speculation": llm.speculation.proposer,
+            "policy": llm.speculation.policy,
             "draft_tokens": llm.speculation.longest_draft,
             "request_rate": options.request_rate if math.isfinite(options.request_rate) else "inf",
             "max_concurrency": options.max_concurrency,

@@ -12,9 +12,10 @@ from .common import HelpFormatter
 _DESCRIPTION = """\
 Serves code-completion prompts, cut from standard-library files that the shipped
 models were not trained on, with speculation off, with prompt lookup, with the suffix
-index (empty at the start) and with the draft model. Prints tokens/s, TTFT, TPOT and
-acceptance, checks that all four gave identical tokens (exit status 1 if not), and
-writes demo.json and demo.png.
+index (empty at the start), with the draft model, and with the policy auto, which
+chooses among these at every step. Prints tokens/s, TTFT, TPOT and acceptance, checks
+that all five gave identical tokens (exit status 1 if not), and writes demo.json and
+demo.png.
 """
 _EXAMPLES = """\
 examples:

@@ -90,6 +90,7 @@ def _as_json(output: RequestOutput) -> str:
                 "num_steps": stats.num_steps,
                 "acceptance_length": round(stats.acceptance_length, 4),
                 "reason": stats.reason,
+                "proposer": stats.proposer,
             },
         },
         ensure_ascii=False,

@@ -8,6 +8,7 @@
 #include "engine/test_models.hpp"
 #include "smartspec/draft_model.hpp"
 #include "smartspec/engine.hpp"
+#include "smartspec/goodput_policy.hpp"
 #include "smartspec/prompt_lookup.hpp"
 #include "smartspec/suffix_proposer.hpp"
 
@@ -22,11 +23,12 @@ constexpr std::int32_t kSteps = 60;
 
 /// Allocations of kSteps steps in which kBatch requests decode and draft.
 std::int64_t count_allocations(const std::shared_ptr<const Model>& model,
-                               const std::shared_ptr<Proposer>& proposer, std::int32_t draft) {
+                               std::vector<std::shared_ptr<Proposer>> proposers,
+                               std::shared_ptr<LengthPolicy> policy) {
   EngineOptions options;
   options.max_num_seqs = kBatch;
   options.max_num_batched_tokens = 256;
-  Engine engine(model, options, nullptr, proposer, draft > 0 ? make_fixed_policy(draft) : nullptr);
+  Engine engine(model, options, nullptr, std::move(proposers), std::move(policy));
   for (std::int32_t i = 0; i < kBatch; ++i) {
     Request request;
     request.prompt_token_ids.assign(10, 3 + i);
@@ -52,11 +54,11 @@ TEST(EngineAllocations, OnlyWhatGrowsWithNewTokens) {
   config.max_position_embeddings = 1024;
   const auto model =
       testing::tiny_model(make_runtime(Device::kCpu, 1), DType::kFloat32, 11, 0.0F, config);
-  EXPECT_LE(count_allocations(model, nullptr, 0), kSteps);
+  EXPECT_LE(count_allocations(model, {}, nullptr), kSteps);
 
   // 60 steps x 8 requests x up to 5 tokens = 2400 tokens, 150 blocks of 16.
   const auto draft = std::make_shared<DraftModelProposer>(model, DraftModelOptions{}, 61);
-  EXPECT_LE(count_allocations(model, draft, 4), 3 * kSteps);
+  EXPECT_LE(count_allocations(model, {draft}, make_fixed_policy(4)), 3 * kSteps);
 
   SuffixIndexOptions options;
   options.vocab_size = 61;
@@ -64,9 +66,10 @@ TEST(EngineAllocations, OnlyWhatGrowsWithNewTokens) {
   const auto suffix = std::make_shared<SuffixProposer>(
       std::make_shared<SuffixIndex>(options),
       SuffixProposerOptions{.min_survival = 0.05F, .tree_width = 2});
-  EXPECT_LE(count_allocations(model, suffix, 4), 3 * kSteps);
-  EXPECT_LE(count_allocations(model, std::make_shared<StackedProposer>(suffix, draft), 4),
-            3 * kSteps);
+  EXPECT_LE(count_allocations(model, {suffix}, make_fixed_policy(4)), 3 * kSteps);
+  const auto stacked = std::make_shared<StackedProposer>(suffix, draft);
+  EXPECT_LE(count_allocations(model, {stacked}, make_fixed_policy(4)), 3 * kSteps);
+  EXPECT_LE(count_allocations(model, {suffix, draft}, make_goodput_policy()), 3 * kSteps);
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random operations on the engine API against what each request must emit: add (good and bad),
 // step, abort, preempt, clear the prefix cache, with proposers that help, lie, throw or return
-// rubbish.
+// rubbish, and policies of every kind.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -15,6 +15,7 @@
 #include "engine/test_models.hpp"
 #include "smartspec/draft_model.hpp"
 #include "smartspec/engine.hpp"
+#include "smartspec/goodput_policy.hpp"
 #include "smartspec/prompt_lookup.hpp"
 #include "smartspec/suffix_proposer.hpp"
 
@@ -109,17 +110,29 @@ Request make_request(std::size_t number) {
   request.cache_salt = number % 3;
   if (number % 7 == 2) request.prediction.assign(length, static_cast<TokenId>(rng() % 24));
   if (number % 4 == 1) request.max_draft_tokens = static_cast<std::int32_t>(number % 3);
+  if (number % 8 == 3) request.min_draft_tokens = 2;
+  if (number % 9 == 4) request.proposer = "hostile";
+  if (number % 6 == 5) request.tpot_target = 1e-4;
   return request;
 }
 
 Request make_bad_request(std::uint64_t kind) {
   Request request = make_request(1);
-  switch (kind % 10) {
+  switch (kind % 13) {
     case 8:
       request.prediction = {24};
       break;
     case 9:
       request.prediction.assign(65, 1);
+      break;
+    case 10:
+      request.proposer = "nobody";
+      break;
+    case 11:
+      request.min_draft_tokens = 300;
+      break;
+    case 12:
+      request.tpot_target = std::numeric_limits<double>::quiet_NaN();
       break;
     case 0:
       request.prompt_token_ids.clear();
@@ -190,7 +203,9 @@ class EngineFuzz {
     EngineOptions options;
     options.enable_prefix_caching = false;
     Engine engine(model_, options, nullptr);
-    engine.add_request(make_request(number));
+    Request request = make_request(number);
+    request.proposer.reset();  // this engine has none
+    engine.add_request(std::move(request));
     while (engine.has_unfinished()) {
       for (const RequestOutput& output : engine.step()) {
         auto& stream = streams[output.index];
@@ -229,17 +244,30 @@ class EngineFuzz {
         24);
   }
 
+  std::shared_ptr<LengthPolicy> make_policy(std::int32_t length) {
+    switch (rng_() % 3) {
+      case 0:
+        return make_fixed_policy(length);
+      case 1:
+        return make_goodput_policy({.max_depth = length, .max_paid_depth = length});
+      default:
+        return std::make_shared<testing::WildPolicy>(length, rng_());
+    }
+  }
+
   void restart() {
     EngineOptions options;
     options.max_num_seqs = static_cast<std::int32_t>(1 + rng_() % 12);
     options.max_num_batched_tokens = options.max_num_seqs + static_cast<std::int32_t>(rng_() % 40);
     options.num_kv_blocks = static_cast<std::int32_t>(4 + rng_() % 20);
     options.enable_prefix_caching = rng_() % 2 == 0;
-    std::shared_ptr<Proposer> proposer = make_proposer(rng_() % 4);
-    proposer = std::make_shared<HostileProposer>(std::move(proposer), rng_());
-    engine_ =
-        std::make_unique<Engine>(model_, options, nullptr, std::move(proposer),
-                                 make_fixed_policy(static_cast<std::int32_t>(1 + rng_() % 8)));
+    options.aging_seconds = rng_() % 2 == 0 ? 1e-4 : 30;
+    std::vector<std::shared_ptr<Proposer>> proposers;
+    for (std::uint64_t count = 1 + rng_() % 3; count > 0; --count) {
+      proposers.push_back(std::make_shared<HostileProposer>(make_proposer(rng_() % 4), rng_()));
+    }
+    engine_ = std::make_unique<Engine>(model_, options, nullptr, std::move(proposers),
+                                       make_policy(static_cast<std::int32_t>(1 + rng_() % 8)));
     live_.clear();
   }
 

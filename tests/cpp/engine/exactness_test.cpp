@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: The SmartSpec authors
 // SPDX-License-Identifier: Apache-2.0
-// Promise P1: whatever the proposer, tree, batch, chunking, cache, preemption or thread count,
-// every request emits the tokens, and the logits behind them, of plain decoding of that request
-// alone, bit for bit.
+// Promise P1: whatever the proposers, policy, tree, batch, chunking, cache, preemption or thread
+// count, every request emits the tokens, and the logits behind them, of plain decoding of that
+// request alone, bit for bit.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include <iostream>
 #include <map>
 #include <random>
+#include <sstream>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "engine/test_models.hpp"
 #include "smartspec/draft_model.hpp"
 #include "smartspec/engine.hpp"
+#include "smartspec/goodput_policy.hpp"
 #include "smartspec/prompt_lookup.hpp"
 #include "smartspec/suffix_proposer.hpp"
 
@@ -26,6 +28,7 @@ namespace {
 using testing::JunkProposer;
 using testing::tiny_config;
 using testing::tiny_model;
+using testing::WildPolicy;
 
 constexpr std::int32_t kVocab = 61;
 constexpr std::size_t kPoolSize = 48;
@@ -134,14 +137,16 @@ struct Setting {
   bool aborts = false;
   std::int32_t threads = 1;
   std::uint64_t seed = 0;
+  std::string policy = "fixed";
   std::shared_ptr<SuffixIndex> index{};  // of suffix proposers; null: one of their own
 
   [[nodiscard]] std::string text() const {
-    return proposer + " k=" + std::to_string(length) + " w=" + std::to_string(width) +
-           " batch=" + std::to_string(batch) + " chunk=" + std::to_string(chunk) +
-           " blocks=" + std::to_string(blocks) + " cache=" + std::to_string(prefix_cache) +
-           " preempt=" + std::to_string(force_preempt) + " aborts=" + std::to_string(aborts) +
-           " threads=" + std::to_string(threads) + " seed=" + std::to_string(seed);
+    return proposer + " " + policy + " k=" + std::to_string(length) +
+           " w=" + std::to_string(width) + " batch=" + std::to_string(batch) +
+           " chunk=" + std::to_string(chunk) + " blocks=" + std::to_string(blocks) +
+           " cache=" + std::to_string(prefix_cache) + " preempt=" + std::to_string(force_preempt) +
+           " aborts=" + std::to_string(aborts) + " threads=" + std::to_string(threads) +
+           " seed=" + std::to_string(seed);
   }
 };
 
@@ -195,6 +200,33 @@ class ExactnessTest : public ::testing::TestWithParam<DType> {
         kVocab);
   }
 
+  /// "a,b": two proposers, among which the policy chooses.
+  std::vector<std::shared_ptr<Proposer>> make_proposers(const Setting& setting) const {
+    std::vector<std::shared_ptr<Proposer>> proposers;
+    std::istringstream names(setting.proposer);
+    for (Setting one = setting; std::getline(names, one.proposer, ',');) {
+      if (auto proposer = make_proposer(one)) proposers.push_back(std::move(proposer));
+    }
+    return proposers;
+  }
+
+  static std::shared_ptr<LengthPolicy> make_policy(const Setting& setting) {
+    if (setting.proposer == "none") return nullptr;
+    if (setting.policy == "wild") {
+      return std::make_shared<WildPolicy>(setting.length, setting.seed);
+    }
+    if (setting.policy == "goodput") {
+      GoodputOptions options{.max_depth = setting.length, .max_paid_depth = setting.length};
+      options.probe_budget = 0.05;
+      if (setting.seed % 2 == 0) {  // next to a target this tiny no draft model pays: pretend
+        options.draft.seconds = {1e-7};
+        options.cost.learn = false;
+      }
+      return make_goodput_policy(options);
+    }
+    return make_fixed_policy(setting.length);
+  }
+
   /// Each request alone, no speculation, the whole prompt in one pass.
   const Result& reference(std::size_t number) {
     static std::map<std::pair<DType, std::size_t>, Result> results;
@@ -231,8 +263,7 @@ class ExactnessTest : public ::testing::TestWithParam<DType> {
     options.enable_prefix_caching = setting.prefix_cache;
     options.record_logits_hash = true;
     Engine engine(model(setting.threads, GetParam(), 0.0F), options, make_stops(),
-                  make_proposer(setting),
-                  setting.proposer == "none" ? nullptr : make_fixed_policy(setting.length));
+                  make_proposers(setting), make_policy(setting));
     std::mt19937_64 rng(setting.seed);
     std::map<RequestId, std::size_t> numbers;
     std::map<RequestId, Result> results;
@@ -243,6 +274,9 @@ class ExactnessTest : public ::testing::TestWithParam<DType> {
         Request request = make_request(next);
         request.priority = static_cast<std::int32_t>(rng() % 2);
         if (next % 3 == 1) request.prediction = make_prediction(next);
+        if (next % 7 == 3) request.min_draft_tokens = 3;
+        if (next % 7 == 4) request.max_draft_tokens = 2;
+        if (next % 5 == 2) request.tpot_target = 1e-3;
         const RequestId id = engine.add_request(std::move(request));
         numbers[id] = next;
         live.push_back(id);
@@ -343,10 +377,34 @@ TEST_P(ExactnessTest, EveryAxisAlone) {
       {.proposer = "suffix", .length = 6, .width = 2, .blocks = 12, .force_preempt = true},
       {.proposer = "suffix+draft", .length = 8, .width = 2, .prefix_cache = true, .seed = 4},
       {.proposer = "suffix+draft", .length = 5, .blocks = 12, .aborts = true, .threads = 2},
+      {.proposer = "lookup", .length = 8, .width = 2, .policy = "goodput"},
+      {.proposer = "suffix", .length = 16, .batch = 16, .seed = 3, .policy = "goodput"},
+      {.proposer = "draft", .length = 6, .width = 2, .policy = "goodput"},
+      {.proposer = "twin", .length = 8, .batch = 4, .threads = 2, .policy = "goodput"},
+      {.proposer = "suffix,draft", .length = 8, .seed = 5, .policy = "goodput"},
+      {.proposer = "suffix,twin", .length = 6, .blocks = 12, .seed = 5, .policy = "goodput"},
+      {.proposer = "lookup,junk,draft", .length = 5, .batch = 16, .policy = "goodput"},
+      {.proposer = "suffix,draft",
+       .length = 8,
+       .prefix_cache = true,
+       .aborts = true,
+       .policy = "wild"},
+      {.proposer = "junk,twin,lookup",
+       .length = 9,
+       .width = 3,
+       .chunk = 33,
+       .blocks = 14,
+       .force_preempt = true,
+       .policy = "wild"},
+      {.proposer = "suffix,draft", .length = 4},
   };
   for (const Setting& setting : settings) {
     SCOPED_TRACE(setting.text());
+    accepted_ = 0;
     EXPECT_GT(run(setting), 0);
+    if (setting.proposer != "none" && setting.proposer != "junk") {
+      EXPECT_GT(accepted_, 0);
+    }
     if (HasFailure()) return;
   }
 }
@@ -358,8 +416,9 @@ TEST_P(ExactnessTest, OneSuffixIndexOverManyEngines) {
 
 TEST_P(ExactnessTest, RandomCombinations) {
   std::mt19937_64 rng(2026);
-  const std::vector<std::string> proposers = {"none", "lookup", "twin",        "draft",
-                                              "junk", "suffix", "suffix+draft"};
+  const std::vector<std::string> proposers = {"none",         "lookup",       "twin",
+                                              "draft",        "junk",         "suffix",
+                                              "suffix+draft", "suffix,draft", "draft,lookup,junk"};
   std::int64_t compared = 0;
   std::int64_t rounds = 0;
   for (std::uint64_t round = 0; compared < token_goal(); ++round, ++rounds) {
@@ -375,6 +434,7 @@ TEST_P(ExactnessTest, RandomCombinations) {
     setting.aborts = rng() % 4 == 0;
     setting.threads = static_cast<std::int32_t>(1 + rng() % 2);
     setting.seed = rng();
+    setting.policy = std::vector<std::string>{"fixed", "goodput", "goodput", "wild"}[rng() % 4];
     SCOPED_TRACE(setting.text());
     compared += run(setting);
     if (HasFailure()) return;

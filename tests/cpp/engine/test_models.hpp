@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "smartspec/length_policy.hpp"
 #include "smartspec/model.hpp"
 #include "smartspec/proposer.hpp"
 #include "smartspec/sampling_params.hpp"
@@ -141,6 +142,40 @@ class JunkProposer final : public Proposer {
  private:
   std::int32_t vocab_size_;
   std::int32_t tree_width_;
+  std::mt19937_64 rng_;
+};
+
+/// Chooses and prunes at random, often what it may not: no output may change.
+class WildPolicy final : public LengthPolicy {
+ public:
+  WildPolicy(std::int32_t max_tokens, std::uint64_t seed) : max_tokens_(max_tokens), rng_(seed) {}
+  [[nodiscard]] std::string_view name() const override { return "wild"; }
+  [[nodiscard]] std::int32_t max_depth() const override { return max_tokens_; }
+  [[nodiscard]] std::int32_t max_prefill_tokens(const StepView&, std::span<const LengthRequest>,
+                                                std::int32_t wanted) override {
+    return rng_() % 4 == 0 ? static_cast<std::int32_t>(rng_()) : wanted;
+  }
+  void plan(const StepView& step, std::span<const LengthRequest>, std::span<const Candidate>,
+            std::span<DraftChoice> choices) override {
+    for (DraftChoice& choice : choices) {
+      choice.proposer = static_cast<std::int32_t>(rng_() % (step.proposers.size() + 1)) - 1;
+      choice.depth = static_cast<std::int32_t>(rng_() % 20) - 1;
+      choice.min_survival = static_cast<float>(rng_() % 10) * 0.1F;
+    }
+  }
+  void allocate(const StepView&, std::span<const LengthRequest>, std::span<const DraftChoice>,
+                std::span<const DraftWork>, std::span<TokenTree* const> trees) override {
+    for (TokenTree* tree : trees) {
+      const std::uint64_t what = rng_() % 12;
+      if (what < 3) tree->truncate(static_cast<std::int32_t>(rng_() % 9));
+      if (what == 3) tree->tokens.push_back(static_cast<TokenId>(rng_()));
+      if (what == 4) tree->add(static_cast<TokenId>(rng_() % 100000), -1, 0.5F);
+      if (what == 5 && !tree->empty()) tree->parents.back() = static_cast<std::int32_t>(rng_());
+    }
+  }
+
+ private:
+  std::int32_t max_tokens_;
   std::mt19937_64 rng_;
 };
 
