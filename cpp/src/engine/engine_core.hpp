@@ -110,6 +110,8 @@ class EngineCore final : private KvHost {
   Decoder decoder_;
   Scheduler scheduler_;
   Clock::time_point epoch_ = Clock::now();
+  Clock::time_point last_end_{};  // of the last step
+  bool was_busy_ = false;         // requests were left after it
 
   std::map<RequestId, std::unique_ptr<Completion>> completions_;  // by key
   // Admitted completions of requests that have several; they share the prompt.

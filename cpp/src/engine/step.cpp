@@ -318,6 +318,9 @@ void EngineCore::collect_scheduled(std::span<const ScheduledRows> rows) {
 
 std::span<RequestOutput> EngineCore::step() {
   const auto start = Clock::now();
+  // What the caller does between steps is part of what a step takes while requests run.
+  const double outside = was_busy_ ? std::chrono::duration<double>(start - last_end_).count() : 0;
+  was_busy_ = false;
   num_outputs_ = 0;
   moves_.clear();
   scheduled_.clear();
@@ -338,9 +341,12 @@ std::span<RequestOutput> EngineCore::step() {
   ++stats_.num_steps;
   stats_.num_tokens_computed += batch_.num_rows();
   tell_proposers();
-  tell_scheduler(seconds_since(start) - paid_now_);
+  const double inside = seconds_since(start) - paid_now_;
+  tell_scheduler(inside + std::min(outside, inside));
   finish_ended();
   stats_.step_seconds += seconds_since(start);
+  was_busy_ = !completions_.empty();
+  last_end_ = Clock::now();
   return {outputs_.data(), num_outputs_};
 }
 

@@ -100,6 +100,9 @@ struct GoodputPolicy::Impl {
     std::int32_t num_nodes = 0;
   };
   LastPlan last_plan;
+  std::vector<RequestId> kept_ids;  // of the plan that may serve another step
+  std::vector<DraftChoice> kept_choices;
+  std::int32_t kept_age = 0;
   double last_price = 0;     // of a node at the last step, in tokens
   double probe_seconds = 0;  // what may be spent on probes now
   std::uint64_t probe_turn = 0;
@@ -135,6 +138,9 @@ struct GoodputPolicy::Impl {
   void price_steps(const StepView& step, std::span<const LengthRequest> requests);
   void plan(const StepView& step, std::span<const LengthRequest> requests,
             std::span<const Candidate> candidates, std::span<DraftChoice> choices);
+  [[nodiscard]] static std::int32_t steps_per_plan(double step_seconds) noexcept;
+  bool may_keep_plan(const StepView& step, std::span<const LengthRequest> requests);
+  void keep_plan(std::span<const LengthRequest> requests, std::span<const DraftChoice> choices);
   void plan_paid(const StepView& step, std::span<const LengthRequest> requests);
   void choose_offers(std::span<const LengthRequest> requests, double node_price);
   void be_optimistic();

@@ -74,18 +74,24 @@ void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
   if (survival) learn_survival(outcome);
   const bool measured = std::isfinite(outcome.seconds) && outcome.seconds > 0;
   if (!measured) return;
+  constexpr std::int64_t kWellKnown = 256;  // passes; from there on short ones are sampled
   double drafting = 0;
   for (const DraftWork& work : outcome.drafts) {
     if (work.proposer < 0 || static_cast<std::size_t>(work.proposer) >= draft.size()) continue;
     CostModel& cost = draft[static_cast<std::size_t>(work.proposer)];
     drafting += cost.predict(work.load);
-    cost.observe(work.load, work.seconds);
+    if (cost.num_observed() < kWellKnown ||
+        totals.num_steps % steps_per_plan(outcome.seconds) == 0) {
+      cost.observe(work.load, work.seconds);
+    }
   }
   const bool drafted = !outcome.drafts.empty();
   const double expected = target.predict(outcome.load);
   const double factor = drafted ? 1 + overhead.share() : 1;
   count(outcome, expected * factor, drafting);
-  target.observe(outcome.load, outcome.seconds / factor);
+  if (target.num_observed() < kWellKnown || totals.num_steps % steps_per_plan(expected) == 0) {
+    target.observe(outcome.load, outcome.seconds / factor);
+  }
   overhead.learn(drafted, outcome.seconds / expected);
   // Savings are bounded, or a long idle time would pay for a burst of probes.
   probe_seconds =

@@ -362,6 +362,13 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
                                std::span<DraftChoice> choices) {
   start_step(step, requests, candidates);
   exploring = false;
+  if (may_keep_plan(step, requests)) {
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      choices[i] = kept_choices[i];
+      choices[i].depth = std::min(choices[i].depth, requests[i].max_depth);
+    }
+    return;
+  }
   best = {.choices = std::move(best.choices)};
   best.choices.assign(requests.size(), {});
   const double base_seconds = seconds_at(step.base.num_tokens);
@@ -387,9 +394,34 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
   }
   std::copy(best.choices.begin(), best.choices.end(), choices.begin());
   if (!any_paying) return;
+  keep_plan(requests, choices);
   paying = choose_probe(step);
   if (best.draft_depth == 0 && explore(step, requests, choices)) return;
   probe(requests, choices);
+}
+
+/// Thinking costs a cold cache some tens of microseconds. Where steps are so short that this is
+/// felt, a plan serves several of them; candidates of free proposers are new at every step.
+std::int32_t GoodputPolicy::Impl::steps_per_plan(double step_seconds) noexcept {
+  constexpr double kWorthAPlan = 1.5e-3;
+  constexpr double kMost = 8;
+  return static_cast<std::int32_t>(std::clamp(kWorthAPlan / step_seconds, 1.0, kMost));
+}
+
+bool GoodputPolicy::Impl::may_keep_plan(const StepView& step,
+                                        std::span<const LengthRequest> requests) {
+  if (!offers.empty() || kept_ids.size() != requests.size()) return false;
+  if (++kept_age >= steps_per_plan(seconds_at(step.base.num_tokens))) return false;
+  return std::equal(requests.begin(), requests.end(), kept_ids.begin(),
+                    [](const LengthRequest& request, RequestId id) { return request.id == id; });
+}
+
+void GoodputPolicy::Impl::keep_plan(std::span<const LengthRequest> requests,
+                                    std::span<const DraftChoice> choices) {
+  kept_age = 0;
+  kept_choices.assign(choices.begin(), choices.end());
+  kept_ids.clear();
+  for (const LengthRequest& request : requests) kept_ids.push_back(request.id);
 }
 
 /// Estimates from few trials err either way, and one that errs low would not be tried again. So

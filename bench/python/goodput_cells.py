@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+# SPDX-FileCopyrightText: The SmartSpec authors
+# SPDX-License-Identifier: Apache-2.0
+"""Does speculation="auto" reach the best of off and every fixed length, on the real engine?
+
+For every concurrency and proposer the shipped target serves the same requests under off, fixed
+lengths and auto. Counted is the time in which that many requests run: what is emitted until the
+last request of a run is let in, prompts included; a drained batch says more about its stragglers.
+The policies take turns in short runs, rotating, and are compared within a round; reported are
+medians of these ratios. The first rounds teach auto and do not count. Outputs have to be identical.
+--inflate-to makes the model stream the weights of a larger one (identity layers).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from smartspec.llm import LLM
+from smartspec.sampling_params import SamplingParams
+from smartspec.serving import WorkItem, cut_prompts, heldout_sources, serve
+from smartspec.shipped import shipped_model
+from smartspec.speculation import Speculation
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--proposers", default="lookup,suffix,draft")
+    parser.add_argument("--concurrency", default="1,2,4,8,16,32")
+    parser.add_argument("--fixed", default="1,2,4", help="lengths to compare with")
+    parser.add_argument("--inflate-to", default=None)
+    parser.add_argument("--rounds", type=int, default=7, help="that count")
+    parser.add_argument("--warm-up", type=int, default=2, help="rounds before them")
+    parser.add_argument("--output-len", type=int, default=64, help="mean; between half and 1.5")
+    parser.add_argument("--requests", type=int, default=12, help="per run, at least")
+    parser.add_argument("--waves", type=int, default=4, help="requests per run over concurrency")
+    parser.add_argument("--save", type=Path, default=None)
+    return parser.parse_args()
+
+
+def workload(llm: LLM, count: int, length: int, rng: random.Random) -> list[WorkItem]:
+    """Code to complete, half greedy and half sampled."""
+    prompts = cut_prompts(list(heldout_sources().values()), llm.get_tokenizer(), [128] * count, rng)
+    return [
+        WorkItem(
+            prompt,
+            SamplingParams(
+                temperature=0.8 if i % 2 else 0.0,
+                seed=rng.randrange(1 << 30),
+                max_tokens=rng.randint(length // 2, length + length // 2),
+                ignore_eos=True,
+            ),
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def run_round(
+    engines: dict[str, LLM], items: list[WorkItem], concurrency: int, turn: int
+) -> dict[str, float]:
+    """Tokens per second of each policy; raises when outputs differ."""
+    names = list(engines)
+    names = names[turn % len(names) :] + names[: turn % len(names)]
+    speeds, tokens = {}, {}
+    for name in names:
+        start = time.monotonic()
+        run = serve(engines[name], items, concurrency)
+        tokens[name] = [request.result().outputs[0].token_ids for request in run.requests]
+        until = max(request.arrival for request in run.requests)
+        times = [entry for request in run.requests for entry in request.token_times]
+        speeds[name] = sum(n for when, n in times if when <= until) / (until - start)
+    if any(tokens[name] != tokens["off"] for name in names):
+        raise SystemExit("FAILED: outputs differ")
+    return speeds
+
+
+def run_cell(options: argparse.Namespace, base: LLM, proposer: str, many: int) -> dict[str, Any]:
+    rng = random.Random(many)
+    engines = {"off": base.with_speculation(Speculation("off"))}
+    for k in options.fixed.split(","):
+        engines[f"fixed {k}"] = base.with_speculation(Speculation(proposer, max_tokens=int(k)))
+    engines["auto"] = base.with_speculation(Speculation(proposer))
+    count = max(options.requests, options.waves * many)
+    rounds = []
+    for turn in range(options.warm_up + options.rounds):
+        items = workload(base, count, options.output_len, rng)
+        rounds.append(run_round(engines, items, many, turn))
+    rounds = rounds[options.warm_up :]
+    against_off = {
+        name: statistics.median(speeds[name] / speeds["off"] for speeds in rounds)
+        for name in engines
+    }
+    others = [name for name in engines if name != "auto"]
+    best = max(others, key=lambda name: against_off[name])
+    ratio = statistics.median(speeds["auto"] / speeds[best] for speeds in rounds)
+    stats = engines["auto"].engine.stats()
+    return {
+        "proposer": proposer,
+        "concurrency": many,
+        "off_tokens_per_second": statistics.median(speeds["off"] for speeds in rounds),
+        "against_off": against_off,
+        "best_other": best,
+        "auto_against_best": ratio,
+        "median_step_error": stats.policy.median_step_error,
+        "decision_us": 1e6 * stats.decision_seconds / max(1, stats.num_steps),
+        "rounds": rounds,
+    }
+
+
+def main() -> int:
+    options = parse()
+    warnings.simplefilter("ignore")
+    base = LLM(
+        shipped_model("target"),
+        draft_model=shipped_model("draft"),
+        speculation="draft",
+        max_num_seqs=32,
+        max_model_len=1024,
+        inflate_to=options.inflate_to,
+    )
+    base.generate([[1, 2, 3]], SamplingParams(max_tokens=8), use_tqdm=False)
+    print(f"{base.model.num_parameters / 1e6:.1f} M parameters; tokens/s against off")
+    cells = []
+    for proposer in options.proposers.split(","):
+        for many in map(int, options.concurrency.split(",")):
+            cell = run_cell(options, base, proposer, many)
+            cells.append(cell)
+            shares = "  ".join(f"{k} {v:.3f}" for k, v in cell["against_off"].items() if k != "off")
+            print(
+                f"{proposer:<7} x{many:<3} off {cell['off_tokens_per_second']:7.0f} tok/s  {shares}"
+                f"  | {cell['auto_against_best']:.3f} of {cell['best_other']}"
+                f"  (step error {cell['median_step_error']:.3f}, {cell['decision_us']:.0f} us)",
+                flush=True,
+            )
+    worst = min(cell["auto_against_best"] for cell in cells)
+    print(f"worst cell {worst:.3f}; outputs identical in all {len(cells)} cells")
+    if options.save:
+        options.save.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
