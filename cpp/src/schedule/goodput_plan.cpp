@@ -411,7 +411,11 @@ std::int32_t GoodputPolicy::Impl::steps_per_plan(double step_seconds) noexcept {
 bool GoodputPolicy::Impl::may_keep_plan(const StepView& step,
                                         std::span<const LengthRequest> requests) {
   if (!offers.empty() || kept_ids.size() != requests.size()) return false;
-  if (++kept_age >= steps_per_plan(seconds_at(step.base.num_tokens))) return false;
+  // Where nobody drafts, nothing new is learnt of drafts either.
+  constexpr std::int32_t kIdle = 8;
+  const bool idle = last_plan.num_nodes == 0;
+  const std::int32_t steps = idle ? kIdle : steps_per_plan(seconds_at(step.base.num_tokens));
+  if (++kept_age >= steps) return false;
   return std::equal(requests.begin(), requests.end(), kept_ids.begin(),
                     [](const LengthRequest& request, RequestId id) { return request.id == id; });
 }
@@ -430,6 +434,7 @@ void GoodputPolicy::Impl::keep_plan(std::span<const LengthRequest> requests,
 /// being saved up for.
 bool GoodputPolicy::Impl::explore(const StepView& step, std::span<const LengthRequest> requests,
                                   std::span<DraftChoice> choices) {
+  const LastPlan before = last_plan;
   exploring = true;
   be_optimistic();
   std::swap(best, plain);
@@ -439,6 +444,7 @@ bool GoodputPolicy::Impl::explore(const StepView& step, std::span<const LengthRe
   best.seconds = plain.seconds;
   plan_paid(step, requests);
   exploring = false;
+  last_plan = before;
   bool promising = best.draft_depth > 0;
   if (promising) {
     double hoped = best.expected_tokens - std::max(step.num_decodes, 1);
