@@ -67,6 +67,8 @@ void init_world(py::module_& m) {
                               "x wanders along the output. Lists are copied in and out.")
       .def(py::init<>())
       .def_readwrite("rates", &AcceptanceModel::rates, "In [0, 1), each as likely.")
+      .def_readwrite("recorded", &AcceptanceModel::recorded,
+                     "Rates along recorded outputs, in place of rates and spread.")
       .def_readwrite("spread", &AcceptanceModel::spread, "Deviation of x.")
       .def_readwrite("persistence", &AcceptanceModel::persistence, "Correlation of neighbours.")
       .def_readwrite("decay", &AcceptanceModel::decay);

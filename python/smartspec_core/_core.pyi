@@ -1460,6 +1460,18 @@ class AcceptanceModel:
         self, arg0: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
     ) -> None: ...
     @property
+    def recorded(self) -> list[list[float]]:
+        """
+        Rates along recorded outputs, in place of rates and spread.
+        """
+    @recorded.setter
+    def recorded(
+        self,
+        arg0: collections.abc.Sequence[
+            collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+        ],
+    ) -> None: ...
+    @property
     def spread(self) -> float:
         """
         Deviation of x.

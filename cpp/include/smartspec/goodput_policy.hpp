@@ -18,7 +18,7 @@ namespace smartspec {
 struct GoodputOptions {
   std::int32_t max_depth = 16;      // longest draft of a proposer that does not pay per depth
   std::int32_t max_paid_depth = 8;  // longest draft of one that does
-  double probe_budget = 0.002;      // share of time that may go into drafts made only to learn
+  double probe_budget = 0.003;      // share of time that may go into drafts made only to learn
   double margin = 0.01;             // speculation has to promise this share more than none
   CostCoefficients target{};        // start of the step's cost model
   CostCoefficients draft{};         // start of a paying proposer's, per pass

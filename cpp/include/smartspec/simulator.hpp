@@ -23,6 +23,9 @@ namespace smartspec {
 /// `persistence`.
 struct AcceptanceModel {
   std::vector<double> rates{0.7};  // acceptance rates in (0, 1), each as likely; 0: never
+  // Recorded: acceptance rates in [0, 1] along outputs. Every request takes one of the recordings,
+  // each as likely, over and over again. Where there is any, rates and spread are not used.
+  std::vector<std::vector<float>> recorded{};
   double spread = 0;
   double persistence = 0.8;
   double decay = 0;

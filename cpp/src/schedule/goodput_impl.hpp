@@ -103,8 +103,9 @@ struct GoodputPolicy::Impl {
   std::vector<RequestId> kept_ids;  // of the plan that may serve another step
   std::vector<DraftChoice> kept_choices;
   std::int32_t kept_age = 0;
-  double last_price = 0;     // of a node at the last step, in tokens
-  double probe_seconds = 0;  // what may be spent on probes now
+  double last_price = 0;       // of a node at the last step, in tokens
+  double probe_seconds = 0;    // what may be spent on probes now
+  double last_probe_cost = 0;  // of this step's probe, 0: none
   std::uint64_t probe_turn = 0;
 
   PolicyStats totals;
@@ -177,6 +178,7 @@ struct GoodputPolicy::Impl {
   // goodput_learn.cpp: after the step
   void observe(const StepOutcome& outcome);
   void learn_survival(const StepOutcome& outcome);
+  void refund_probe(const StepOutcome& outcome);
   void count(const StepOutcome& outcome, double predicted, double drafting);
 };
 

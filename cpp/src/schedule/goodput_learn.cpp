@@ -38,6 +38,29 @@ void GoodputPolicy::Impl::learn_survival(const StepOutcome& outcome) {
   kept.clear();
 }
 
+/// A probe that came out clearly better than believed is given back, so that the next one follows
+/// at once: acceptance may have jumped, and waiting would cost more than looking again.
+void GoodputPolicy::Impl::refund_probe(const StepOutcome& outcome) {
+  if (last_probe_cost <= 0) return;
+  const SurvivalModel::DepthRecord seen = survival->record(paying, 0);
+  const double rate = (seen.accepted + 0.5) / (seen.trials + 1);
+  double trials = 0;
+  double accepted = 0;
+  std::size_t at = 0;
+  for (const KeptDraft& made : kept.all()) {
+    if (made.proposer != paying || made.asked_depth <= 0 || made.tree.empty()) continue;
+    while (at < outcome.requests.size() && outcome.requests[at].id != made.id) ++at;
+    if (at == outcome.requests.size()) break;
+    if (outcome.requests[at].emitted.empty()) continue;
+    ++trials;
+    accepted += made.tree.tokens[0] == outcome.requests[at].emitted[0] ? 1 : 0;
+  }
+  if (trials > 0 && accepted > trials * rate + 2 * std::sqrt(trials * rate * (1 - rate))) {
+    probe_seconds += last_probe_cost;
+    kept_ids.clear();  // plan at the next step
+  }
+}
+
 void GoodputPolicy::Impl::count(const StepOutcome& outcome, double predicted, double drafting) {
   ++totals.num_steps;
   std::int64_t rejected = 0;
@@ -71,7 +94,10 @@ void GoodputPolicy::Impl::count(const StepOutcome& outcome, double predicted, do
 }
 
 void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
-  if (survival) learn_survival(outcome);
+  if (survival) {
+    refund_probe(outcome);
+    learn_survival(outcome);
+  }
   const bool measured = std::isfinite(outcome.seconds) && outcome.seconds > 0;
   if (!measured) return;
   constexpr std::int64_t kWellKnown = 256;  // passes; from there on short ones are sampled

@@ -362,6 +362,7 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
                                std::span<DraftChoice> choices) {
   start_step(step, requests, candidates);
   exploring = false;
+  last_probe_cost = 0;
   if (may_keep_plan(step, requests)) {
     for (std::size_t i = 0; i < requests.size(); ++i) {
       choices[i] = kept_choices[i];
@@ -515,7 +516,8 @@ void GoodputPolicy::Impl::probe(std::span<const LengthRequest> requests,
     if (taken == 0) return;
     cost += draft_seconds(requests, tried.choices, true);
     if (cost > probe_seconds) continue;
-    probe_seconds -= std::max(cost, 0.0);
+    last_probe_cost = std::max(cost, 0.0);
+    probe_seconds -= last_probe_cost;
     totals.num_probes += static_cast<std::int64_t>(taken);
     std::copy(tried.choices.begin(), tried.choices.end(), choices.begin());
     return;

@@ -73,9 +73,15 @@ void World::extend_wander(Track& track, RequestId id, std::int32_t proposer, dou
 double World::logit(SimRequest& request, std::int32_t index, std::int32_t position) const {
   const Proposer& proposer = proposers_[static_cast<std::size_t>(index)];
   Track& track = request.tracks[static_cast<std::size_t>(index)];
+  const AcceptanceModel& model = proposer.options.acceptance;
+  if (!model.recorded.empty()) {
+    const auto& recording = model.recorded[static_cast<std::size_t>(
+        track.rate * static_cast<double>(model.recorded.size()))];
+    const double rate = recording[static_cast<std::size_t>(position) % recording.size()];
+    return std::log(rate / (1 - rate));
+  }
   const auto kinds = static_cast<double>(proposer.logits.size());
   const double logit = proposer.logits[static_cast<std::size_t>(track.rate * kinds)];
-  const AcceptanceModel& model = proposer.options.acceptance;
   if (model.spread == 0) return logit;
   const auto place = static_cast<std::size_t>(position);
   if (track.wander.size() <= place) {

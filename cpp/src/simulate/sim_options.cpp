@@ -41,6 +41,12 @@ void check_acceptance(const AcceptanceModel& model, const std::string& field) {
   for (const double rate : model.rates) {
     require(rate >= 0 && rate < 1, field + ".rates", rate, "in [0, 1)");
   }
+  for (const std::vector<float>& recording : model.recorded) {
+    require(!recording.empty(), field + ".recorded", "an empty one", "at least one rate in each");
+    for (const float rate : recording) {
+      require(rate >= 0 && rate <= 1, field + ".recorded", rate, "in [0, 1]");
+    }
+  }
   require(non_negative(model.spread), field + ".spread", model.spread, "finite and >= 0");
   require(in(model.persistence, 0, 1), field + ".persistence", model.persistence, "in [0, 1]");
   require(std::isfinite(model.decay), field + ".decay", model.decay, "finite");

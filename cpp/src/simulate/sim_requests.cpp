@@ -123,7 +123,8 @@ double RequestPool::rate_of(RequestId id, std::size_t proposer) const {
                                                   23, 29, 31, 37, 41, 43, 47, 53};
   auto index = static_cast<std::uint64_t>(id & kSlotMask);
   const auto batch = static_cast<std::uint64_t>(options_.batch);
-  if (batch < options_.proposers[proposer].acceptance.rates.size()) {
+  const AcceptanceModel& acceptance = options_.proposers[proposer].acceptance;
+  if (batch < std::max(acceptance.rates.size(), acceptance.recorded.size())) {
     index += batch * static_cast<std::uint64_t>(id >> kSlotBits);
   }
   return evenly(index, kPrimes.at(proposer));

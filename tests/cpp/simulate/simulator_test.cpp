@@ -265,6 +265,21 @@ TEST(ClosedLoop, SameSeedSameResult) {
   EXPECT_NE(simulate(options, goodput()).num_emitted, first.num_emitted);
 }
 
+TEST(ClosedLoop, RecordedAcceptanceIsReplayed) {
+  const auto share_accepted = [](std::vector<std::vector<float>> recorded, std::int32_t length) {
+    AcceptanceModel acceptance{.rates = {.5}};
+    acceptance.recorded = std::move(recorded);
+    const auto result = simulate(closed_loop(4, 400, acceptance), make_fixed_policy(length));
+    return static_cast<double>(result.num_accepted) / static_cast<double>(result.num_verified);
+  };
+  EXPECT_EQ(share_accepted({{1}}, 4), 1);
+  EXPECT_EQ(share_accepted({{0}}, 4), 0);
+  EXPECT_NEAR(share_accepted({{1}, {0}}, 1), 0.5, 0.02);  // every other slot
+  // Right, wrong, right, ...: a step with one draft goes on by two tokens or by one, and then
+  // always starts where drafts are right.
+  EXPECT_GT(share_accepted({{1, 0}}, 1), 0.95);
+}
+
 TEST(ClosedLoop, ShiftsChangeTheWorld) {
   auto options = closed_loop(8, 300, {.rates = {.9}});
   options.shifts = {{.step = 100, .proposer = 0, .acceptance = {.rates = {0}}},
@@ -431,6 +446,8 @@ TEST(Options, HostileOnesNameTheField) {
       {[](auto& o) { o.proposers[0].acceptance.rates = {}; }, "proposers[0].acceptance.rates"},
       {[](auto& o) { o.proposers[0].acceptance.rates = {1}; }, "proposers[0].acceptance.rates"},
       {[nan](auto& o) { o.proposers[0].acceptance.rates = {nan}; }, "rates"},
+      {[](auto& o) { o.proposers[0].acceptance.recorded = {{}}; }, "acceptance.recorded"},
+      {[](auto& o) { o.proposers[0].acceptance.recorded = {{.5F, 2}}; }, "acceptance.recorded"},
       {[](auto& o) { o.proposers[0].acceptance.spread = -1; }, "spread"},
       {[](auto& o) { o.proposers[0].acceptance.persistence = 2; }, "persistence"},
       {[nan](auto& o) { o.proposers[0].acceptance.decay = nan; }, "decay"},
