@@ -60,10 +60,8 @@ class SMARTSPEC_API GoodputPolicy final : public LengthPolicy {
   [[nodiscard]] const CostModel* draft_cost(std::int32_t proposer) const noexcept;
   [[nodiscard]] const SurvivalModel* survival() const noexcept;
 
-  struct Impl;  // internal
-  [[nodiscard]] Impl* impl() noexcept { return impl_.get(); }
-
  private:
+  struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 
