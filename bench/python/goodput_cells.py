@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--inflate-to", default=None)
     parser.add_argument("--rounds", type=int, default=7, help="that count")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before them")
+    parser.add_argument("--prompt-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64, help="mean; between half and 1.5")
     parser.add_argument("--requests", type=int, default=12, help="per run, at least")
     parser.add_argument("--waves", type=int, default=4, help="requests per run over concurrency")
@@ -44,9 +45,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def workload(llm: LLM, count: int, length: int, rng: random.Random) -> list[WorkItem]:
+def workload(llm: LLM, count: int, prompt: int, length: int, rng: random.Random) -> list[WorkItem]:
     """Code to complete, half greedy and half sampled."""
-    prompts = cut_prompts(list(heldout_sources().values()), llm.get_tokenizer(), [128] * count, rng)
+    sources = list(heldout_sources().values())
+    prompts = cut_prompts(sources, llm.get_tokenizer(), [prompt] * count, rng)
     return [
         WorkItem(
             prompt,
@@ -89,7 +91,7 @@ def run_cell(options: argparse.Namespace, base: LLM, proposer: str, many: int) -
     count = max(options.requests, options.waves * many)
     rounds = []
     for turn in range(options.warm_up + options.rounds):
-        items = workload(base, count, options.output_len, rng)
+        items = workload(base, count, options.prompt_len, options.output_len, rng)
         rounds.append(run_round(engines, items, many, turn))
     rounds = rounds[options.warm_up :]
     against_off = {

@@ -53,7 +53,8 @@ void init_native_proposers(py::module_& m) {
                      std::move(index),
                      SuffixProposerOptions{.min_survival = min_survival, .tree_width = tree_width});
                }),
-           py::arg("index"), py::arg("min_survival") = 0.15F, py::arg("tree_width") = 1)
+           py::arg("index"), py::arg("min_survival") = SuffixProposerOptions{}.min_survival,
+           py::arg("tree_width") = SuffixProposerOptions{}.tree_width)
       .def_property_readonly("index", &SuffixProposer::index);
 
   py::class_<StackedProposer, Proposer, py::smart_holder>(

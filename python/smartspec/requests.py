@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import smartspec_core as core
 
@@ -99,6 +99,14 @@ class _Completion:
     given_finish: bool = False
 
 
+class DraftStep(NamedTuple):
+    """One decoding step that drafted, or wanted to and found nothing."""
+
+    drafted: int
+    accepted: int
+    emitted: int
+
+
 @dataclass
 class ActiveRequest:
     """Collects the engine's outputs of one request. LLM drives it and holds its lock meanwhile."""
@@ -110,6 +118,7 @@ class ActiveRequest:
     proposer_names: list[str] = field(default_factory=list)
     metrics: RequestMetrics = field(init=False)
     token_times: list[tuple[float, int]] = field(default_factory=list)  # (when, tokens)
+    draft_steps: list[DraftStep] = field(default_factory=list)  # of the first completion
 
     def __post_init__(self) -> None:
         self.metrics = RequestMetrics(self.arrival)
@@ -143,7 +152,7 @@ class ActiveRequest:
         new_ids = event.new_token_ids
         output.token_ids += new_ids
         stats = event.stats
-        output.speculation = self._speculation(stats)
+        before, output.speculation = output.speculation, self._speculation(stats)
         self._cached_tokens = max(self._cached_tokens, stats.num_cached_tokens)
         self.metrics.num_preemptions = max(self.metrics.num_preemptions, stats.num_preemptions)
         if output.logprobs is not None:
@@ -152,12 +161,22 @@ class ActiveRequest:
             self._prompt_logprobs = [None, *map(self._logprobs, event.prompt_logprobs)]
         if new_ids:
             self.token_times.append((now, len(new_ids)))
+            if event.index == 0:
+                self._add_draft_step(before, output.speculation, len(new_ids))
             self.metrics.first_token_time = self.metrics.first_token_time or now
             self.metrics.last_token_time = now
         if state.detokenizer is not None:
             state.detokenizer.append(new_ids)
         if event.finish_reason is not None:
             self._finish(state, event, now)
+
+    def _add_draft_step(
+        self, before: SpeculationStats, after: SpeculationStats, emitted: int
+    ) -> None:
+        drafted = after.num_drafted - before.num_drafted
+        if drafted > 0 or after.reason == "nothing_found":
+            accepted = after.num_accepted - before.num_accepted
+            self.draft_steps.append(DraftStep(drafted, accepted, emitted))
 
     def _speculation(self, stats: core.RequestStats) -> SpeculationStats:
         proposer = stats.proposer

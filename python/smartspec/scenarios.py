@@ -10,6 +10,7 @@ from pathlib import Path
 
 import smartspec_core as core
 
+from .acceptance import RecordedAcceptance
 from .profile import load as load_profiles
 
 MAX_DEPTH = 8  # longest draft of the simulated proposer
@@ -99,12 +100,14 @@ class Shape:
     claim_noise: float = 0.5  # below 0: claims to be sure
     coverage: float = 1.0
     pays_per_depth: bool = True
+    recorded: Sequence[Sequence[float]] = ()  # rates along outputs, in place of rates and spread
 
     def acceptance(self) -> core.AcceptanceModel:
         model = core.AcceptanceModel()
         model.rates = list(self.rates)
         model.spread = self.spread
         model.decay = self.decay
+        model.recorded = [list(recording) for recording in self.recorded]
         return model
 
     def proposer(self, cost: Cost) -> core.SimulatedProposer:
@@ -127,6 +130,21 @@ SHAPES = (
     Shape("block", (0.8,), spread=0.5, decay=0.35),
     Shape("wrong", (0.0,), claim_noise=-1.0),
 )
+RECORDED = "recorded"
+
+
+def recorded_shape(path: Path) -> Shape:
+    """A file of `smartspec bench serve --save-acceptance`."""
+    recorded = RecordedAcceptance.load(path)
+    return Shape(
+        RECORDED,
+        rates=(0.5,),  # not used
+        coverage=recorded.coverage,
+        pays_per_depth=recorded.proposer == "draft",
+        recorded=tuple(tuple(rates) for rates in recorded.rates()),
+    )
+
+
 HOMOGENEOUS = ("same .7", "same .35", "same .9")
 
 
@@ -166,14 +184,16 @@ _QUICK = {"8b": ((1, 256), (64, 4096)), "stairs": ((16, 256),), "moe": ((64, 409
 _OF_FILE = ((1, 64), (1, 2048), (4, 512), (16, 512), (32, 2048))
 
 
-def grid(quick: bool = False, cost: Cost | None = None) -> list[Cell]:
+def grid(
+    quick: bool = False, cost: Cost | None = None, shapes: Sequence[Shape] = SHAPES
+) -> list[Cell]:
     if cost is not None:
-        return [Cell(cost, shape, *place) for shape in SHAPES for place in _OF_FILE]
+        return [Cell(cost, shape, *place) for shape in shapes for place in _OF_FILE]
     known = costs()
     places = _QUICK if quick else _GRID
     return [
         Cell(known[name], shape, *place)
-        for shape in SHAPES
+        for shape in shapes
         for name, all_places in places.items()
         for place in all_places
     ]
@@ -273,7 +293,7 @@ SERVICE_SHAPES = (
 
 def services(
     quick: bool = False, cost: Cost | None = None, rates: Sequence[float] = (),
-    burstiness: float = 1.0,
+    burstiness: float = 1.0, shapes: Sequence[Shape] = (),
 ) -> list[Service]:  # fmt: skip
     known = costs()
     places = [(known["8b"], rates or (1, 4, 16, 32, 48, 64, 80, 96)),
@@ -282,7 +302,7 @@ def services(
         places = [(cost, rates or (1, 2, 4, 8))]
     if quick:
         places = [(each, rates or (1, 16)) for each, _ in places[:1]]
-    shapes = SERVICE_SHAPES[1:2] if quick else SERVICE_SHAPES
+    shapes = shapes or (SERVICE_SHAPES[1:2] if quick else SERVICE_SHAPES)
     seconds = 10.0 if quick else 60.0
     return [
         Service(each, shape, all_rates, seconds=seconds, burstiness=burstiness)

@@ -198,7 +198,9 @@ def run_cell(
     cell: Cell,
     measuring: Measuring,
     reset: Callable[[LLM], None] = forget,
+    watch: Callable[[ServingRun], None] | None = None,
 ) -> CellResult:
+    """`reset` after every run; `watch` sees each."""
     names = list(engines)
     result = CellResult(cell, {name: PolicyResult() for name in names})
     items = requests.arriving(cell.rate, cell.burstiness, measuring.seed)
@@ -210,6 +212,8 @@ def run_cell(
             run = serve(engines[name], items, cell.max_concurrency, f"{cell}: {name}")
             after = engines[name].engine.stats()
             reset(engines[name])
+            if watch is not None:
+                watch(run)
             summary = summarize(run.requests, run.duration, measuring.percents, measuring.slos)
             result.policies[name].runs.append(
                 benchmark_result(summary) | _engine_result(before, after)

@@ -1212,7 +1212,7 @@ class SuffixProposer(Proposer):
     def __init__(
         self,
         index: SuffixIndex,
-        min_survival: typing.SupportsFloat | typing.SupportsIndex = 0.15000000596046448,
+        min_survival: typing.SupportsFloat | typing.SupportsIndex = 0.10000000149011612,
         tree_width: typing.SupportsInt | typing.SupportsIndex = 1,
     ) -> None: ...
     @property

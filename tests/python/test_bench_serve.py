@@ -13,10 +13,12 @@ import statistics
 import pytest
 import smartspec
 from smartspec import Speculation
+from smartspec.acceptance import RecordedAcceptance, outcomes_of
 from smartspec.cli import main
 from smartspec.cli.common import with_policy
 from smartspec.metrics import Spread, benchmark_result, parse_slos, summarize
 from smartspec.outputs import RequestMetrics
+from smartspec.requests import DraftStep
 from smartspec.serving import gamma_arrivals, poisson_arrivals, read_trace, scale_lengths
 from smartspec.serving_bench import (
     RECORDED,
@@ -247,6 +249,86 @@ def test_a_single_run_and_a_trace(tmp_path, capsys):
         assert word in text
     assert "TPOT" not in text
     assert "Total input tokens:                      82" in text  # 48 + 1 + 32 + 1
+
+
+def test_saved_acceptance_is_simulated(tmp_path, capsys):
+    path = tmp_path / "new" / "acceptance.json"
+    arguments = ["bench", "serve", "--model", "target", "--draft-model", "draft", "--proposer",
+                 "draft", "--policies", "fixed:3", "--num-threads", "1", "--num-prompts", "4",
+                 "--input-len", "24", "--output-len", "32", "--ignore-eos", "--num-warmups", "0",
+                 "--repetitions", "2", "--save-acceptance", str(path), "--save-result",
+                 "--result-dir", str(tmp_path), "--result-filename", "r.json"]  # fmt: skip
+    assert main(arguments) == 0
+    assert f"Acceptance of 4 requests: {path}" in capsys.readouterr().out
+    saved = json.loads(path.read_text())
+    assert (saved["version"], saved["proposer"], saved["length"]) == (1, "draft", 3)
+    assert saved["coverage"] == 1
+    run = json.loads((tmp_path / "r.json").read_text())["cells"][0]["policies"]["fixed:3"]
+    outcomes = [outcome for recording in saved["recordings"] for outcome in recording]
+    assert set(outcomes) == {0.0, 1.0}
+    assert sum(outcomes) == run["repetitions"][0]["spec_decode_accepted_tokens"]
+    assert len(outcomes) <= run["repetitions"][0]["spec_decode_draft_tokens"]
+    # Every decoding step has at most one rejected token and adds one token to the accepted ones.
+    for recording in saved["recordings"]:
+        steps = 31 - sum(recording)
+        assert 0 < recording.count(0.0) <= steps
+
+    arguments = ["simulate", "grid", "--acceptance", str(path), "--quick", "--cells", "8b",
+                 "--steps", "20", "--policies", "off,fixed:3,auto"]  # fmt: skip
+    assert main(arguments) == 0
+    assert "8b | recorded | batch 64 | context 4096" in capsys.readouterr().out
+
+
+def test_steps_that_found_nothing_count_for_coverage(draft_path):
+    spec = Speculation("lookup", max_tokens=3)
+    llm = smartspec.LLM(draft_path, speculation=spec, num_threads=1, max_model_len=128)
+    work = Workload(num_prompts=4, input_len=24, output_len=32, ignore_eos=True)
+    runs = []
+    run_cell({"lookup": llm}, make_requests(llm, work), Cell(), Measuring(), watch=runs.append)
+    (run,) = runs
+    for request in run.requests:
+        (output,) = request.result().outputs
+        stats = output.speculation
+        assert sum(step.drafted for step in request.draft_steps) == stats.num_drafted
+        assert sum(step.accepted for step in request.draft_steps) == stats.num_accepted
+        # Neither the prompt's pass nor that of the last token could draft.
+        assert len(request.draft_steps) in (stats.num_steps - 1, stats.num_steps - 2)
+        assert sum(step.drafted == 0 for step in request.draft_steps) > 0
+    recorded = RecordedAcceptance.of_requests("lookup", 3, run.requests)
+    steps = [step for request in run.requests for step in request.draft_steps]
+    assert recorded.coverage == sum(step.drafted > 0 for step in steps) / len(steps)
+    assert 0 < recorded.coverage < 1
+
+
+def test_outcomes_of_steps():
+    steps = [(3, 1, 2), (3, 0, 1), (0, 0, 1), (3, 3, 4), (2, 2, 3), (3, 2, 2)]
+    outcomes = outcomes_of(DraftStep(*step) for step in steps)
+    assert outcomes == [1, 0, 0, 1, 1, 1, 1, 1, 1, 1]
+    few = type("R", (), {"draft_steps": [DraftStep(*step) for step in steps[:3]]})()
+    with pytest.raises(ValueError, match="at least 8 draft tokens verified, got at most 3"):
+        RecordedAcceptance.of_requests("draft", 3, [few])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "auto"], "such as --policy fixed:4; got auto"),
+        (["--policies", "fixed:2,fixed:4"], "got fixed, fixed"),
+        (["--policy", "fixed:4", "--tree-width", "2"], "--tree-width 1, got 2"),
+        (["--policy", "fixed:4", "--proposer", "off"], "lookup, suffix, draft; got off"),
+        (["--policy", "fixed:4", "--proposer", "auto", "--draft-model", "draft"],
+         "got suffix+draft"),
+        (["--policy", "off"], "got off"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_recorded(capsys, tmp_path, arguments, message):
+    path = tmp_path / "a.json"
+    options = ["--proposer", "lookup", "--save-acceptance", str(path)]
+    assert main(["bench", "serve", "--model", "draft", *options, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "--save-acceptance needs" in error
+    assert message in error
+    assert not path.exists()
 
 
 def test_the_suffix_index_forgets_between_runs(draft_path):

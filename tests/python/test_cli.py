@@ -56,6 +56,48 @@ def test_generate_json(capsys, llm):
     assert capsys.readouterr().out == expected.outputs[0].text + "\n"
 
 
+def test_generate_with_wishes(capsys):
+    arguments = ["generate", "--model", "draft", "--draft-model", "draft", "--proposer", "draft",
+                 "--prompt", "import os\n", "--max-tokens", "24", "--temperature", "0",
+                 "--ignore-eos", "--max-model-len", "256", "--num-threads", "1",
+                 "--json"]  # fmt: skip
+
+    def run(*extra):
+        assert main([*arguments, *extra]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    (full,) = run("--policy", "fixed:4")
+    (none,) = run("--policy", "fixed:4", "--no-speculation")
+    (short,) = run("--policy", "fixed:4", "--max-draft-tokens", "1")
+    (least,) = run("--policy", "auto", "--min-draft-tokens", "3")
+    (timed,) = run("--policy", "auto", "--tpot-target-ms", "0.5")
+    for each in (none, short, least, timed):
+        assert each["outputs"] == full["outputs"]
+    # 24 tokens: one of the prompt's pass, then 4 drafts and one more a step.
+    assert (full["speculation"]["num_steps"], none["speculation"]["num_steps"]) == (6, 24)
+    assert none["speculation"]["num_drafted"] == 0
+    assert none["speculation"]["reason"] == "request"
+    assert short["speculation"]["num_steps"] == 13
+    assert least["speculation"]["num_steps"] <= 7
+    streamed = run("--policy", "fixed:4", "--no-speculation", "--stream")
+    assert len(streamed) == 24
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--min-draft-tokens", "-1"],
+        ["--max-draft-tokens", "-1"],
+        ["--max-draft-tokens", "2", "--min-draft-tokens", "3"],
+        ["--tpot-target-ms", "0"],
+        ["--tpot-target-ms", "nan"],
+    ],
+)
+def test_wrong_wishes_name_the_option(capsys, arguments):
+    assert main(["generate", "--model", "draft", "--prompt", "x", *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"smartspec generate: {arguments[0]} must be ")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

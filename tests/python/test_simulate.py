@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import smartspec_core as core
 from smartspec import scenarios, simulation
+from smartspec.acceptance import RecordedAcceptance
 from smartspec.cli import main
 from smartspec.simulation import ORACLE, UNIFORM, Work
 
@@ -138,6 +140,87 @@ def test_work_lengths():
     assert np.diff(bursty.arrivals).std() > 2 * np.diff(work.arrivals).std()
 
 
+def bernoulli(rate, count, length, seed=0):
+    rng = random.Random(seed)
+    return [[float(rng.random() < rate) for _ in range(length)] for _ in range(count)]
+
+
+def test_recorded_acceptance_gives_the_recorded_lengths(tmp_path):
+    """Outcomes and rates of .8 alike, and half the requests at .8, half at .2."""
+    path = tmp_path / "a.json"
+    for recordings, expected in (
+        (bernoulli(0.8, 64, 200), 1 + 0.8 + 0.64 + 0.512),
+        ([[0.8] * 8], 1 + 0.8 + 0.64 + 0.512),
+        (bernoulli(0.8, 32, 200) + bernoulli(0.2, 32, 200), 1 + (1.952 + 0.248) / 2),
+    ):
+        recorded = RecordedAcceptance("draft", 3, 1.0, recordings)
+        recorded.save(path)
+        assert RecordedAcceptance.load(path) == recorded
+        shape = scenarios.recorded_shape(path)
+        result = core.simulate(small_cell(shape, 64).options(400, 0), core.make_fixed_policy(3))
+        # 64 requests of every step of the four fifths that count.
+        assert result.num_emitted / (320 * 64) == pytest.approx(expected, rel=0.05)
+        assert result.expected_emitted == pytest.approx(result.num_emitted, rel=0.02)
+
+
+def test_outcomes_become_rates():
+    rising = [0.0] * 50 + [1.0] * 50
+    (rates,) = RecordedAcceptance("draft", 3, 1.0, [rising]).rates()
+    assert len(rates) == 100
+    assert all(0 < rate < 1 for rate in rates)
+    assert rates[20:80] == sorted(rates[20:80])
+    assert np.mean(rates) == pytest.approx(0.5, abs=0.01)
+    assert rates[25] == pytest.approx(0.25, abs=0.01)  # half its neighbours, half the mean
+    assert rates[75] == pytest.approx(0.75, abs=0.01)
+    mixed = [[0.0, 0.5, 1.0]]
+    assert RecordedAcceptance("draft", 3, 1.0, mixed).rates() == mixed
+    short = RecordedAcceptance("draft", 3, 1.0, [[1.0], [1.0, 0.0]]).rates()
+    assert [len(rates) for rates in short] == [1, 2]
+    assert RecordedAcceptance("draft", 3, 1.0, [[1.0] * 9]).rates() == [[1.0] * 9]
+
+
+def test_the_recorded_shape_is_of_its_proposer(tmp_path):
+    for proposer, pays in (("draft", True), ("lookup", False), ("suffix", False)):
+        path = tmp_path / f"{proposer}.json"
+        RecordedAcceptance(proposer, 4, 0.75, [[0.5] * 8]).save(path)
+        shape = scenarios.recorded_shape(path)
+        assert (shape.name, shape.pays_per_depth, shape.coverage) == ("recorded", pays, 0.75)
+        assert shape.claim_noise == scenarios.SHAPES[0].claim_noise
+        cells = scenarios.grid(quick=True, shapes=[shape])
+        assert {cell.shape.name for cell in cells} == {"recorded"}
+        for service in scenarios.services(quick=True, shapes=[shape]):
+            assert service.shape is shape
+
+
+GOOD = {"version": 1, "proposer": "draft", "length": 3, "recordings": [[1.0, 0.5]]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "version must be 1, got 2"),
+        ({"proposer": "magic"}, "proposer must be one of lookup, suffix, draft, got 'magic'"),
+        ({"length": 0}, "length must be an integer in"),
+        ({"length": "3"}, "length must be an integer in"),
+        ({"coverage": 1.5}, "coverage must be a finite number in"),
+        ({"recordings": []}, "recordings must be a list of at least one"),
+        ({"recordings": {}}, "recordings must be a list of at least one"),
+        ({"recordings": [[0.5], []]}, "recordings[1] must be a list of at least one rate"),
+        ({"recordings": [0.5]}, "recordings[0] must be a list of at least one rate"),
+        ({"recordings": [[0.5, 1.5]]}, "recordings[0][1] must be a finite number in [0, 1], got"),
+        ({"recordings": [[0.5, float("nan")]]}, "recordings[0][1] must be a finite number"),
+        ({"recordings": [[0.5, None]]}, "recordings[0][1] must be a finite number"),
+        ({"recordings": [[True]]}, "recordings[0][0] must be a finite number"),
+    ],
+)
+def test_bad_recordings(capsys, tmp_path, changes, message):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(GOOD | changes))
+    assert main(["simulate", "grid", "--quick", "--acceptance", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}: {message}" in error
+
+
 def test_grid_command(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     status = main(["simulate", "grid", "--quick", "--steps", "20", "--cells", "moe", "--policies",
@@ -180,6 +263,15 @@ def test_rates_and_trace_commands(capsys, tmp_path):
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]) + "\n")
     common = ["--quick", "--policies", "fixed:3,auto", "--output-dir", str(tmp_path)]
     assert main(["simulate", "rates", *common, "--rates", "4", "--trace", str(trace)]) == 0
+    recorded = tmp_path / "a.json"
+    recorded.write_text(json.dumps(GOOD))
+    assert main(["simulate", "rates", *common, "--rates", "4", "--acceptance", str(recorded)]) == 0
+    record = json.loads((tmp_path / "rates.json").read_text())
+    assert [result["service"] for result in record["results"]] == ["8b, recorded"]
+    again = ["trace", str(trace), *common, "--acceptance", str(recorded)]
+    assert main(["simulate", *again]) == 0
+    record = json.loads((tmp_path / "trace.json").read_text())
+    assert [result["service"] for result in record["results"]] == ["trace: 8b, recorded"]
     assert main(["simulate", "trace", str(trace), *common, "--speedup", "1,8"]) == 0
     text = capsys.readouterr().out
     assert "times lower than off" in text
@@ -200,6 +292,7 @@ def test_rates_and_trace_commands(capsys, tmp_path):
         (["trace", "missing.csv"], "missing.csv"),
         (["replay", "missing.trace"], "missing"),
         (["grid", "--cost", "missing.json"], "missing.json"),
+        (["grid", "--acceptance", "missing.json"], "missing.json"),
     ],
 )
 def test_command_errors(capsys, arguments, message):

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..acceptance import PROPOSERS, RecordedAcceptance
 from ..llm import LLM
 from ..metrics import SLO_METRICS, parse_slos
-from ..serving import forget
+from ..serving import ServingRun, forget
 from ..serving_bench import (
     DATASETS,
     RECORDED,
@@ -27,6 +28,7 @@ from ..serving_bench import (
     table,
     warm_up,
 )
+from ..speculation import Speculation
 from .common import HelpFormatter, add_engine_options, make_llm, speculation_of, with_policy
 
 _DESCRIPTION = """\
@@ -139,6 +141,9 @@ def _add_output(group: Any) -> None:
         metavar="P,...", help="percentiles in report and JSON")  # fmt: skip
     group.add_argument("--save-result", action="store_true", help="write JSON")
     group.add_argument("--plot", action="store_true", help="write a PNG; needs matplotlib")
+    group.add_argument("--save-acceptance", type=Path, default=None, metavar="FILE", help="write "
+        "which draft tokens were accepted in the first run, for smartspec simulate --acceptance; "
+        "needs a single policy fixed:K and one proposer, without trees")  # fmt: skip
     group.add_argument("--result-dir", type=Path, default=Path(), help="of both")
     group.add_argument("--result-filename", type=str, default=None, help="unset: serve-TIME.json")
 
@@ -157,6 +162,34 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--request-rate trace needs --dataset trace")
     if options.dataset == "trace" and options.dataset_path is None:
         raise ValueError("--dataset trace needs --dataset-path")
+    if options.save_acceptance is not None:
+        _check_recordable(options)
+
+
+def _specs(options: argparse.Namespace) -> dict[str, Speculation]:
+    """Those of --policies, by name."""
+    policies = options.policies.split(",") if options.policies else []
+    base = speculation_of(options)
+    return {name: with_policy(base, name) for name in policies}
+
+
+def _check_recordable(options: argparse.Namespace) -> None:
+    """Other policies choose what is drafted by what they expect of it, and of a tree's rejected
+    nodes it is not known which position they stood for."""
+    specs = list(_specs(options).values()) or [speculation_of(options)]
+    policies = ", ".join(str(spec.policy) for spec in specs)
+    if policies != "fixed":
+        raise ValueError(
+            "--save-acceptance needs a single policy of a fixed length, such as --policy fixed:4; "
+            f"got {policies}"
+        )
+    spec = Speculation.resolve(specs[0], options.draft_model is not None, warn=False)
+    if spec.proposer not in PROPOSERS:
+        raise ValueError(
+            f"--save-acceptance needs --proposer {', '.join(PROPOSERS)}; got {spec.proposer}"
+        )
+    if spec.tree_width != 1:
+        raise ValueError(f"--save-acceptance needs --tree-width 1, got {spec.tree_width}")
 
 
 def _cells(options: argparse.Namespace) -> list[Cell]:
@@ -193,14 +226,14 @@ def _fit_memory(options: argparse.Namespace, work: Workload) -> None:
 
 
 def _engines(options: argparse.Namespace) -> dict[str, LLM]:
-    policies = options.policies.split(",") if options.policies else []
-    base = speculation_of(options)
-    specs = {name: with_policy(base, name) for name in policies}  # mistakes show before loading
+    specs = _specs(options)  # mistakes show before loading
     if not specs:
         llm = make_llm(options)
         return {str(llm.speculation.policy): llm}
     # The draft model is loaded with the first that may use it.
-    first = next((n for n in specs if specs[n].uses("auto") or specs[n].uses("draft")), policies[0])
+    first = next(
+        (n for n in specs if specs[n].uses("auto") or specs[n].uses("draft")), next(iter(specs))
+    )
     llm = make_llm(options, specs[first])
     return {
         name: llm if name == first else llm.with_speculation(spec) for name, spec in specs.items()
@@ -303,6 +336,13 @@ def _write(options: argparse.Namespace, llm: LLM, results: list[CellResult]) -> 
         print(f"Plot:    {path.with_suffix('.png')}" if done else "No plot: nothing was swept")
 
 
+def _write_acceptance(path: Path, llm: LLM, run: ServingRun) -> None:
+    spec = llm.speculation
+    recorded = RecordedAcceptance.of_requests(str(spec.proposer), spec.longest_draft, run.requests)
+    recorded.save(path)
+    print(f"Acceptance of {len(recorded.recordings)} requests: {path}")
+
+
 def run(options: argparse.Namespace) -> int:
     _check(options)
     work = _workload(options)
@@ -321,8 +361,10 @@ def run(options: argparse.Namespace) -> int:
     warm_up(engines, requests, options.num_warmups)
     single = len(engines) == 1 and len(_cells(options)) == 1
     results = []
+    runs: list[ServingRun] = []
+    watch = runs.append if options.save_acceptance is not None else None
     for cell in _cells(options):
-        results.append(run_cell(engines, requests, cell, measuring, _reset(options)))
+        results.append(run_cell(engines, requests, cell, measuring, _reset(options), watch))
         if single:
             (policy,) = results[0].policies.values()
             print(
@@ -337,6 +379,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"All {len(engines)} policies produced identical tokens.")
     if options.save_result or options.plot:
         _write(options, llm, results)
+    if runs:
+        _write_acceptance(options.save_acceptance, llm, runs[0])
     return 1 if differing else 0
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from ..llm import LLM
 from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams
+from ..speculation import RequestSpeculation
 from .common import HelpFormatter, add_engine_options, make_llm, save_suffix_index
 
 _EXAMPLES = """\
@@ -18,6 +20,7 @@ examples:
   smartspec generate --model DIR --draft-model DRAFT_DIR --prompt 'Once upon' --stream
   smartspec generate --model DIR --speculation lookup --chat --prompt 'Hello!' --json
   smartspec generate --model DIR --proposer suffix --suffix-index past.idx --prompt 'Hello!'
+  smartspec generate --model DIR --policy auto --tpot-target-ms 20 --prompt 'Hello!'
   smartspec generate --model DIR < prompt.txt
 """
 
@@ -48,10 +51,40 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     group.add_argument("--stop", action="append", default=None, help="may be given repeatedly")
     group.add_argument("-n", type=int, default=1, help="completions per prompt")
     group.add_argument("--ignore-eos", action="store_true", help="go on after end of text")
+    _add_wishes(parser.add_argument_group("speculation of these requests"))
     output = parser.add_argument_group("output")
     output.add_argument("--stream", action="store_true", help="print as it comes; one prompt")
     output.add_argument("--json", action="store_true", help="one JSON object per prompt")
     return parser
+
+
+def _add_wishes(group: Any) -> None:
+    group.add_argument("--no-speculation", action="store_true", help="never draft")
+    group.add_argument("--min-draft-tokens", type=int, default=0, metavar="N", help="verify that "
+        "many at every step, where that many are drafted")  # fmt: skip
+    group.add_argument("--max-draft-tokens", type=int, default=None, metavar="N", help="at most; "
+        "unset: as the policy decides")  # fmt: skip
+    group.add_argument("--tpot-target-ms", type=float, default=None, metavar="X", help="per output "
+        "token; the policy auto gives what is needed for that first")  # fmt: skip
+
+
+_OPTION_OF = {
+    "min_tokens": "--min-draft-tokens", "max_tokens": "--max-draft-tokens",
+    "tpot_target_ms": "--tpot-target-ms",
+}  # fmt: skip
+
+
+def _wishes(options: argparse.Namespace) -> RequestSpeculation:
+    try:
+        return RequestSpeculation(
+            enabled=not options.no_speculation,
+            min_tokens=options.min_draft_tokens,
+            max_tokens=options.max_draft_tokens,
+            tpot_target_ms=options.tpot_target_ms,
+        )
+    except ValueError as error:  # begins with the field
+        field, _, rest = str(error).partition(" ")
+        raise ValueError(f"{_OPTION_OF.get(field, field)} {rest}") from None
 
 
 def _params(options: argparse.Namespace) -> SamplingParams:
@@ -97,10 +130,8 @@ def _as_json(output: RequestOutput) -> str:
     )
 
 
-def _stream(
-    llm: LLM, prompt: Any, params: SamplingParams, prediction: str | None, as_json: bool
-) -> None:
-    for part in llm.stream(prompt, params, prediction=prediction):
+def _stream(parts: Iterable[RequestOutput], as_json: bool) -> None:
+    for part in parts:
         if as_json:
             print(_as_json(part), flush=True)
         else:
@@ -119,16 +150,19 @@ def _chat_prompt(llm: LLM, text: str) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     params = _params(options)
+    wishes = _wishes(options)
     texts = options.prompt or [sys.stdin.read()]
     if options.stream and (len(texts) != 1 or options.n != 1):
         raise ValueError("--stream takes one prompt and one completion")
     llm = make_llm(options)
     prompts = [_chat_prompt(llm, text) if options.chat else text for text in texts]
     if options.stream:
-        _stream(llm, prompts[0], params, options.prediction, options.json)
+        parts = llm.stream(prompts[0], params, prediction=options.prediction, speculation=wishes)
+        _stream(parts, options.json)
         save_suffix_index(options, llm)
         return 0
-    outputs = llm.generate(prompts, params, prediction=[options.prediction] * len(prompts))
+    predictions = [options.prediction] * len(prompts)
+    outputs = llm.generate(prompts, params, prediction=predictions, speculation=wishes)
     save_suffix_index(options, llm)
     for output in outputs:
         if options.json:

@@ -30,6 +30,9 @@ examples:
   a recorded workload       smartspec simulate trace azure_llm_2023_conv.csv --speedup 1,4
   this machine              smartspec profile --model target --draft-model draft --output c.json
                             smartspec simulate grid --cost c.json
+  acceptance as measured    smartspec bench serve --model target --proposer suffix \\
+                              --policy fixed:4 --save-acceptance a.json
+                            smartspec simulate grid --acceptance a.json
   decisions                 smartspec simulate jump --quick --policies auto --record decisions
                             smartspec simulate replay decisions/*.trace
 """
@@ -46,6 +49,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     grid = _add(kinds, "grid", "goodput of policies in many cells, against an oracle", _grid)
     _add_common(grid, simulation.GRID_POLICIES)
+    _add_acceptance(grid)
     grid.add_argument("--steps", type=int, default=None, help="of a cell; 1500, --quick: 400")
     grid.add_argument("--cells", default="", metavar="TEXT", help="only cells whose name has it")
     jump = _add(kinds, "jump", "how fast policies adapt to another acceptance or batch", _jump)
@@ -53,6 +57,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     jump.add_argument("--seeds", type=int, default=None, help="averaged over; 16, --quick: 2")
     rates = _add(kinds, "rates", "latency of requests that arrive at several rates", _rates)
     _add_common(rates, simulation.RATE_POLICIES)
+    _add_acceptance(rates)
     rates.add_argument("--rates", type=_numbers, default=(), help="requests a second, by commas")
     rates.add_argument("--burstiness", type=float, default=1.0, help="shape of gamma-distributed "
                        "gaps; 1: Poisson, less: bursts")  # fmt: skip
@@ -61,6 +66,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     trace = _add(kinds, "trace", "latency of requests as a trace file has them", _trace)
     trace.add_argument("file", type=Path, help="CSV with TIMESTAMP,ContextTokens,GeneratedTokens")
     _add_common(trace, simulation.RATE_POLICIES)
+    _add_acceptance(trace)
     trace.add_argument("--speedup", type=_numbers, default=(1.0,), help="of its clock, by commas")
     trace.add_argument("--num-requests", type=int, default=2000, help="first ones of the file")
     again = _add(kinds, "replay", "show recorded decisions to policies", _replay)
@@ -88,6 +94,12 @@ def _add_common(parser: Any, policies: Sequence[str]) -> None:
                         "decisions of every run")  # fmt: skip
 
 
+def _add_acceptance(parser: Any) -> None:
+    parser.add_argument("--acceptance", type=Path, default=None, metavar="FILE", help="in place of "
+                        "the shapes: as recorded by smartspec bench serve --save-acceptance; "
+                        "outcomes are smoothed over about nine tokens")  # fmt: skip
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part for part in text.split(",") if part)
 
@@ -112,6 +124,10 @@ def _cost(options: argparse.Namespace) -> scenarios.Cost | None:
     if options.policies:
         simulation.check_policies(options.policies, cost or scenarios.costs()["8b"])
     return cost
+
+
+def _shapes(options: argparse.Namespace) -> tuple[scenarios.Shape, ...]:
+    return (scenarios.recorded_shape(options.acceptance),) if options.acceptance else ()
 
 
 def _recorder(options: argparse.Namespace) -> Recorder | None:
@@ -181,7 +197,8 @@ def _row(texts: Sequence[str]) -> str:
 
 def _grid(options: argparse.Namespace) -> int:
     cost = _cost(options)
-    cells = [cell for cell in scenarios.grid(options.quick, cost) if options.cells in cell.name]
+    cells = scenarios.grid(options.quick, cost, _shapes(options) or scenarios.SHAPES)
+    cells = [cell for cell in cells if options.cells in cell.name]
     if not cells:
         raise ValueError(f"--cells: no cell's name has {options.cells!r} in it")
     steps = _least(options, "steps", 1500, 400)
@@ -325,7 +342,9 @@ def _latency_policies(options: argparse.Namespace) -> list[str]:
 def _rates(options: argparse.Namespace) -> int:
     if not (options.burstiness > 0 and math.isfinite(options.burstiness)):
         raise ValueError(f"--burstiness must be above 0 and finite, got {options.burstiness}")
-    services = scenarios.services(options.quick, _cost(options), options.rates, options.burstiness)
+    services = scenarios.services(
+        options.quick, _cost(options), options.rates, options.burstiness, _shapes(options)
+    )
     policies = _latency_policies(options)
     rows = read_trace(options.trace, 1 << 20) if options.trace is not None else None
 
@@ -353,7 +372,7 @@ def _trace(options: argparse.Namespace) -> int:
     services = [
         dataclasses.replace(service, name=f"{options.file.stem}: {service.title}",
                             rates=[len(rows) * speed / span for speed in options.speedup])
-        for service in scenarios.services(options.quick, cost)
+        for service in scenarios.services(options.quick, cost, shapes=_shapes(options))
     ]  # fmt: skip
     results = simulation.run_services(
         services,
