@@ -27,6 +27,12 @@ export CMAKE_PREFIX_PATH := $(DEPS)$(if $(CMAKE_PREFIX_PATH),:$(CMAKE_PREFIX_PAT
 # Looked up when a recipe runs, after setup.
 PYTHON_HEADERS = $(addprefix -DPython_INCLUDE_DIR=,$(shell ls -d $(DEPS)/include/python3.* 2>/dev/null))
 
+# Where cmake/SmartspecCuda.cmake looks.
+NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard $(CUDA_PATH)/bin/nvcc \
+  $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc))
+# The CUDA build needs no more of the library than this; the rest is the same as in `release`.
+CUDA_PARTS := core;verify;backend;cpu;model
+
 # configure PRESET EXTRA, build PRESET TARGETS
 define configure
 @$(STEP) "configuring $(1)" $(LOGS)/configure-$(1).log $(CMAKE) --preset $(1) $(PYTHON_HEADERS) $(2)
@@ -41,7 +47,7 @@ define ctest
 endef
 
 .PHONY: help setup setup-test build build-tests demo test test-cpp test-python test-asan test-tsan \
-  test-wheel lint format stubs bench wheel summary clean distclean
+  test-cuda test-wheel lint format stubs bench wheel summary clean distclean
 
 help:
 	@echo 'make demo         set up, build, and serve the shipped model pair; prints a table, writes a plot'
@@ -49,9 +55,9 @@ help:
 	@echo
 	@echo 'make setup        only install what building needs, into ./.venv (and ./.deps)'
 	@echo 'make build        library, Python module'
-	@echo 'make test-cpp | test-python | test-asan | test-tsan | test-wheel'
+	@echo 'make test-cpp | test-python | test-asan | test-tsan | test-cuda | test-wheel'
 	@echo 'make lint         layer rules, clang-format, ruff, mypy, stubs;  make format: apply'
-	@echo 'make stubs        write python/smartspec_core/_core.pyi anew after a change of the bindings'
+	@echo 'make stubs        write python/smartspec_core/_core/*.pyi anew after a change of the bindings'
 	@echo 'make bench        build and run the microbenchmarks'
 	@echo 'make wheel        dist/smartspec-*.whl'
 	@echo 'make clean        remove build results;  make distclean: .venv and .deps as well'
@@ -74,7 +80,7 @@ build-tests: setup-test
 demo: build
 	@$(BIN)/smartspec demo $(ARGS)
 
-test: test-cpp lint test-python test-asan test-tsan test-wheel summary
+test: test-cpp lint test-cuda test-python test-asan test-tsan test-wheel summary
 
 test-cpp: build-tests
 	$(call ctest,release)
@@ -91,6 +97,20 @@ test-tsan: setup-test
 	$(call configure,tsan)
 	$(call build,tsan,threaded_tests)
 	$(call ctest,tsan,-L threads)
+
+# Needs nvcc, and no GPU: everything builds without warnings, no kernel spills unnoticed, and the
+# library loads where there is no driver. Kernels run emulated, in test-cpp and test-asan.
+ifeq ($(NVCC),)
+test-cuda:
+	@echo '== CUDA build: skipped, no nvcc in CUDACXX, PATH, CUDA_PATH or /usr/local/cuda/bin'
+else
+test-cuda: setup-test
+	$(call configure,cuda,-DSMARTSPEC_PARTS='$(CUDA_PARTS)')
+	$(call build,cuda,smartspec cuda_build_test)
+	@$(STEP) --show "registers and spills of the kernels" $(LOGS)/ptxas.log \
+	  $(BIN)/python tools/ptxas_report.py build/cuda
+	$(call ctest,cuda,-R cuda_build_test)
+endif
 
 # Built in build/release, where everything is compiled already.
 test-wheel: build-tests

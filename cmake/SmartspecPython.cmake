@@ -15,7 +15,7 @@ set(_tree ${PROJECT_BINARY_DIR}/pythonpath)
 set(_source ${PROJECT_SOURCE_DIR}/python)
 file(MAKE_DIRECTORY ${_tree}/smartspec_core)
 file(CREATE_LINK ${_source}/smartspec ${_tree}/smartspec SYMBOLIC)
-foreach(_name __init__.py _core.pyi py.typed)
+foreach(_name __init__.py cuda.py _core py.typed)  # _core: the stubs; the module itself wins
   file(CREATE_LINK ${_source}/smartspec_core/${_name} ${_tree}/smartspec_core/${_name} SYMBOLIC)
 endforeach()
 set_target_properties(_core PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${_tree}/smartspec_core)

@@ -35,4 +35,5 @@ PYBIND11_MODULE(_core, m) {
   init_simulate(m);
   init_engine_types(m);
   init_engine(m);
+  init_cuda(m);
 }

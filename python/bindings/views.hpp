@@ -104,6 +104,7 @@ void init_policies(py::module_& m);
 void init_simulate(py::module_& m);
 void init_engine_types(py::module_& m);
 void init_engine(py::module_& m);
+void init_cuda(py::module_& m);
 
 }  // namespace smartspec::python
 

@@ -4,9 +4,14 @@
 //
 // Contract of every verb: an output element is reduced in an order that depends on its own shape
 // only, never on how many rows ride along, how they are grouped, or how many threads run
-// (design: batch-invariant numerics). All work is ordered on the backend's own stream; on the CPU
-// every verb has finished when it returns. One thread at a time may use a backend; the runtime that
-// owns it holds a mutex for callers that share it.
+// (design: batch-invariant numerics). The CUDA backend keeps this only when the environment says
+// SMARTSPEC_BATCH_INVARIANT=1: cuBLASLt chooses its sums by shape, and attention cuts long contexts
+// where the load asks for it, so that the last bits of a logit, and with them the choice between
+// near-equal tokens, can differ with the batch.
+//
+// All work is ordered on the backend's own stream; on the CPU every verb has finished when it
+// returns. What the host hands to a verb may be reused when the verb returns. One thread at a time
+// may use a backend; the runtime that owns it holds a mutex for callers that share it.
 #pragma once
 
 #include <cstddef>
@@ -83,8 +88,9 @@ struct LinearParams {
   bool accumulate = false;  // residual connections
 };
 
-/// One layer's part of the paged cache. Layouts are the backend's own (see KvLayout in its folder):
-/// the CPU keeps K of 16 tokens as [head_dim / pair][16 tokens][pair], V token-major.
+/// One layer's part of the paged cache. Layouts are the backend's own: the CPU keeps K of 16 tokens
+/// as [head_dim / pair][16 tokens][pair] and V token-major (its KvLayout), CUDA keeps both as
+/// [num_blocks, block_size, num_kv_heads, head_dim].
 struct KvLayer {
   void* k = nullptr;
   void* v = nullptr;
@@ -111,7 +117,7 @@ struct RopeKvParams {
   const float* cos = nullptr;               // [max_position, head_dim / 2]
   const float* sin = nullptr;               // [max_position, head_dim / 2]
   const std::int32_t* positions = nullptr;  // [num_rows]
-  const SlotId* slots = nullptr;            // [num_rows]
+  const SlotId* slots = nullptr;            // [num_rows]; of padding rows -1
   KvMemory* kv = nullptr;
   std::int32_t layer = 0;
   std::int32_t num_rows = 0;
@@ -131,8 +137,9 @@ struct AttentionSequence {
   std::int32_t num_causal = 0;
   std::int32_t num_tree = 0;    // tree rows of this pass
   std::int32_t tree_start = 0;  // tree nodes written by earlier passes (drafting level by level)
-  std::span<const std::int32_t> tree_parents;  // [tree_start + num_tree], -1: no parent in the tree
-  std::span<const BlockId> block_table;
+  std::span<const std::int32_t>
+      tree_parents{};  // [tree_start + num_tree], -1: no parent in the tree
+  std::span<const BlockId> block_table{};
 };
 
 /// What plan_attention works out once per forward pass; opaque to the model.
@@ -176,6 +183,16 @@ struct KvMoveList {
   std::span<const SlotId> destinations;
 };
 
+/// What the verbs of a forward pass are given, besides the plan: passes with equal keys call the
+/// same verbs with the same parameters and pointers.
+struct PassKey {
+  std::uint64_t owner = 0;       // who calls; never reused
+  std::uint64_t generation = 0;  // of the owner's pointers
+  std::int32_t num_rows = 0;
+  std::int32_t num_logits = 0;
+  bool gathers = false;  // the rows with logits are some of all
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -185,9 +202,11 @@ class Backend {
   [[nodiscard]] virtual std::int32_t num_threads() const noexcept = 0;
 
   virtual Buffer allocate(std::size_t bytes) = 0;  // zero-filled
+  /// Host memory that download() reaches fast; the contents are not defined.
+  virtual Buffer allocate_host(std::size_t bytes) { return allocate(bytes); }
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
-  /// Whether pointers to device memory may be read by the host directly.
+  /// Whether the host may read device memory, and verbs may read the host's.
   [[nodiscard]] virtual bool is_host_visible() const noexcept = 0;
 
   /// Concatenates `parts` [out_i, in] along the output rows and changes the layout, once.
@@ -209,11 +228,23 @@ class Backend {
   virtual void swiglu(const SwigluParams& p) = 0;
   virtual void gather_rows(const GatherRowsParams& p) = 0;
   virtual void move_kv(KvMemory& kv, const KvMoveList& moves) = 0;
+
+  /// Rows that a pass of `num_rows` should be padded to, so that passes have few different keys.
+  /// Padding rows have token 0, position 0, slot -1 (nothing is written) and belong to no sequence.
+  [[nodiscard]] virtual std::int32_t padded_rows(std::int32_t num_rows) const noexcept {
+    return num_rows;
+  }
+  /// Runs a pass: `pass` calls verbs from embed to gather_rows and tree_attention with `plan`. A
+  /// backend may record what they launch and repeat that instead when the key comes again.
+  virtual void run_pass(const PassKey& /*key*/, const AttentionPlan& /*plan*/,
+                        const std::function<void()>& pass) {
+    pass();
+  }
 };
 
 std::unique_ptr<Backend> make_cpu_backend(std::int32_t num_threads);
 std::unique_ptr<Backend> make_cuda_backend();  // cuda/host, or no_cuda.cpp: throws DeviceError
-bool cuda_available() noexcept;                // cuda/host, or no_cuda.cpp: false
+bool cuda_available() noexcept;                // likewise; see also smartspec/cuda_ops.hpp
 std::unique_ptr<Backend> make_backend(Device device, std::int32_t num_threads);
 
 /// The public handle: a backend and the mutex that serialises its users.

@@ -4,6 +4,8 @@
 #include "model/decoder.hpp"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <mutex>
@@ -61,8 +63,11 @@ struct Decoder::Impl {
   void check(const ForwardBatch& batch) const;
   void check(const AttentionSequence& s, std::int32_t num_rows) const;
 
-  const std::int32_t* stage(Buffer& buffer, std::span<const std::int32_t> values);
+  const std::int32_t* stage(Buffer& buffer, const std::vector<std::int32_t>& values,
+                            std::int32_t size, std::int32_t padding);
   void reserve(std::int32_t rows, std::int32_t wanted);
+  void note_pointers();
+  void run();
   void norm(const Buffer& weight, const float* in, float* out, std::int32_t rows);
   void norm_heads(const Buffer& weight, float* heads, std::int32_t num_heads, std::int32_t rows);
   void linear(const PackedLinear& weight, const Buffer& bias, const float* in, float* out,
@@ -71,7 +76,7 @@ struct Decoder::Impl {
   void attend(std::int32_t layer);
   void finish_layer(const LayerWeights& layer, const float* attention, std::int32_t rows);
   void gather(const float* in, float* out, std::int32_t wanted, std::int32_t dim);
-  const float* keep_wanted_rows(std::int32_t rows, std::int32_t wanted);
+  const float* keep_wanted_rows(std::int32_t wanted);
 
   std::shared_ptr<const Model> model;
   const Model::Impl& m;
@@ -82,12 +87,15 @@ struct Decoder::Impl {
   RopeTable rope;
   std::unique_ptr<AttentionPlan> plan;
 
-  // Of the pass that runs: device copies of the batch's arrays.
+  // Of the pass that runs: its shape, with padding, and device copies of the batch's arrays.
+  PassKey key;
   const std::int32_t* tokens = nullptr;
   const std::int32_t* positions = nullptr;
   const SlotId* slots = nullptr;
   const std::int32_t* logits_rows = nullptr;
   Buffer tokens_buffer, positions_buffer, slots_buffer, logits_rows_buffer;  // unused on the CPU
+  std::vector<std::int32_t> padded;                                          // unused on the CPU
+  std::array<const void*, 13> pointers{};  // that verbs get, of the last pass
 
   // Activations, all f32; the pointers follow the buffers below.
   float* residual = nullptr;   // [rows, hidden]
@@ -99,7 +107,7 @@ struct Decoder::Impl {
   float* logits = nullptr;     // [wanted, vocab]
   Buffer residual_buffer, normed_buffer, qkv_buffer, attention_buffer, gate_up_buffer,
       activated_buffer, logits_buffer;
-  std::vector<float> host_logits;  // unused on the CPU
+  Buffer host_logits;  // unused on the CPU
 };
 
 Decoder::Impl::Impl(std::shared_ptr<const Model> owner, std::int32_t num_blocks,
@@ -110,6 +118,8 @@ Decoder::Impl::Impl(std::shared_ptr<const Model> owner, std::int32_t num_blocks,
       backend(m.runtime->backend()),
       max_positions(max_positions_),
       rope(config, max_positions_) {
+  static std::atomic<std::uint64_t> next_owner{1};
+  key.owner = next_owner.fetch_add(1, std::memory_order_relaxed);
   check_range("max_positions", max_positions, 1, std::numeric_limits<std::int32_t>::max());
   check_range("block_size", block_size, 16, 1 << 20);
   if (block_size % 16 != 0) fail("block_size", block_size, "a multiple of 16");
@@ -158,11 +168,23 @@ void Decoder::Impl::check(const ForwardBatch& batch) const {
   for (const AttentionSequence& s : batch.sequences) check(s, batch.num_rows());
 }
 
-const std::int32_t* Decoder::Impl::stage(Buffer& buffer, std::span<const std::int32_t> values) {
-  if (backend.is_host_visible() || values.empty()) return values.data();
-  auto* device = grow<std::int32_t>(buffer, static_cast<std::int64_t>(values.size()), backend);
-  backend.upload(device, values.data(), values.size_bytes());
+const std::int32_t* Decoder::Impl::stage(Buffer& buffer, const std::vector<std::int32_t>& values,
+                                         std::int32_t size, std::int32_t padding) {
+  if (backend.is_host_visible()) return values.data();
+  auto* device = grow<std::int32_t>(buffer, size, backend);
+  padded.assign(values.begin(), values.end());
+  padded.resize(static_cast<std::size_t>(size), padding);
+  backend.upload(device, padded.data(), padded.size() * sizeof(std::int32_t));
   return device;
+}
+
+/// A new generation when a buffer has moved.
+void Decoder::Impl::note_pointers() {
+  const std::array<const void*, 13> now = {residual,    normed,     qkv,       attention, gate_up,
+                                           activated,   logits,     tokens,    positions, slots,
+                                           logits_rows, rope.cos(), rope.sin()};
+  if (now != pointers) ++key.generation;
+  pointers = now;
 }
 
 void Decoder::Impl::reserve(std::int32_t rows, std::int32_t wanted) {
@@ -275,28 +297,19 @@ void Decoder::Impl::gather(const float* in, float* out, std::int32_t wanted, std
 
 /// After the last attention only rows with logits matter. Moves them to the front of the residual
 /// stream and returns their attention outputs. qkv and normed are free here and become the targets.
-const float* Decoder::Impl::keep_wanted_rows(std::int32_t rows, std::int32_t wanted) {
-  if (wanted >= rows) return attention;
+const float* Decoder::Impl::keep_wanted_rows(std::int32_t wanted) {
+  if (!key.gathers) return attention;
   gather(attention, qkv, wanted, m.q_size());
   gather(residual, normed, wanted, config.hidden_size);
   std::swap(residual, normed);
   return qkv;
 }
 
-std::span<const float> Decoder::Impl::forward(const ForwardBatch& batch) {
-  check(batch);
-  const std::int32_t rows = batch.num_rows();
-  if (rows == 0) return {};
-  auto wanted = static_cast<std::int32_t>(batch.logits_rows.size());
-
-  const std::lock_guard lock(m.runtime->mutex());
-  rope.reach(*std::ranges::max_element(batch.positions), backend);
-  reserve(rows, wanted);
-  tokens = stage(tokens_buffer, batch.tokens);
-  positions = stage(positions_buffer, batch.positions);
-  slots = stage(slots_buffer, batch.slots);
-  logits_rows = stage(logits_rows_buffer, batch.logits_rows);
-  plan = backend.plan_attention(batch.sequences, kv.block_size, std::move(plan));
+/// The verbs of a pass. Reads nothing of the batch but what was staged: a backend may repeat what
+/// they launched (Backend::run_pass).
+void Decoder::Impl::run() {
+  const std::int32_t rows = key.num_rows;
+  const std::int32_t wanted = key.num_logits;
   backend.embed({.tokens = tokens,
                  .table = m.embedding,
                  .table_dtype = m.dtype,
@@ -311,18 +324,41 @@ std::span<const float> Decoder::Impl::forward(const ForwardBatch& batch) {
     finish_layer(m.layers[static_cast<std::size_t>(i)], attention, rows);
   }
   project_qkv(last, rows);
-  if (wanted == 0) return {};
+  if (wanted == 0) return;
   attend(last);
-  finish_layer(m.layers.back(), keep_wanted_rows(rows, wanted), wanted);
+  finish_layer(m.layers.back(), keep_wanted_rows(wanted), wanted);
   norm(m.final_norm, residual, normed, wanted);
   linear(m.lm_head, Buffer(), normed, logits, wanted, false);
+}
+
+std::span<const float> Decoder::Impl::forward(const ForwardBatch& batch) {
+  check(batch);
+  if (batch.num_rows() == 0) return {};
+  const auto wanted = static_cast<std::int32_t>(batch.logits_rows.size());
+
+  const std::lock_guard lock(m.runtime->mutex());
+  key.num_rows = backend.padded_rows(batch.num_rows());
+  key.num_logits = wanted == 0 ? 0 : backend.padded_rows(wanted);
+  key.gathers = wanted < batch.num_rows();
+  rope.reach(*std::ranges::max_element(batch.positions), backend);
+  reserve(key.num_rows, key.num_logits);
+  tokens = stage(tokens_buffer, batch.tokens, key.num_rows, 0);
+  positions = stage(positions_buffer, batch.positions, key.num_rows, 0);
+  slots = stage(slots_buffer, batch.slots, key.num_rows, -1);
+  logits_rows = stage(logits_rows_buffer, batch.logits_rows, key.num_logits, 0);
+  plan = backend.plan_attention(batch.sequences, kv.block_size, std::move(plan));
+  note_pointers();
+  backend.run_pass(key, *plan, [this] { run(); });
 
   const std::size_t count =
       static_cast<std::size_t>(wanted) * static_cast<std::size_t>(config.vocab_size);
-  if (backend.is_host_visible()) return {logits, count};
-  if (host_logits.size() < count) host_logits.resize(count);
+  if (backend.is_host_visible() || count == 0) return {logits, count};
+  if (host_logits.size() < count * sizeof(float)) {
+    host_logits = Buffer();
+    host_logits = backend.allocate_host(logits_buffer.size());
+  }
   backend.download(host_logits.data(), logits, count * sizeof(float));
-  return {host_logits.data(), count};
+  return {host_logits.as<const float>(), count};
 }
 
 Decoder::Decoder(std::shared_ptr<const Model> model, std::int32_t num_blocks,

@@ -8,14 +8,13 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
 #include <span>
 #include <vector>
 
+#include "core/token_order.hpp"
 #include "smartspec/types.hpp"
 #include "verify/math.hpp"
 
@@ -25,14 +24,10 @@ inline constexpr std::size_t kBlock = 64;  // logits looked at together
 inline constexpr float kLowest = std::numeric_limits<float>::lowest();
 inline constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
-/// The last kept token. The default keeps every finite logit.
-struct Cut {
-  float logit = kLowest;
-  TokenId id = std::numeric_limits<TokenId>::max();
-  [[nodiscard]] bool keeps(float l, TokenId v) const noexcept {
-    return l > logit || (l == logit && v <= id);
-  }
-};
+using core::Cut;
+using core::min_p_floor;
+using core::order_key;
+using core::token_of;
 
 struct RowMax {
   float max = kMinusInf;  // -inf: nothing is left
@@ -73,16 +68,6 @@ inline TokenId first_equal(std::span<const float> row, float value) noexcept {
   return static_cast<TokenId>(i);
 }
 
-/// Greater is better: logit descending, then id ascending, as one integer.
-inline std::uint64_t order_key(float logit, TokenId token) noexcept {
-  const auto bits = std::bit_cast<std::uint32_t>(logit + 0.0F);  // -0 and +0 are equal logits
-  const std::uint32_t mono = (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
-  return (std::uint64_t{mono} << 32) | (0xFFFFFFFFU - static_cast<std::uint32_t>(token));
-}
-inline TokenId token_of(std::uint64_t order_key) noexcept {
-  return static_cast<TokenId>(0xFFFFFFFFU - static_cast<std::uint32_t>(order_key));
-}
-
 /// The `count` best kept tokens as order keys, unsorted; fewer when fewer are kept.
 inline void select_top(std::span<const float> row, std::size_t count, const Cut& cut,
                        std::vector<std::uint64_t>& keys) {
@@ -112,21 +97,6 @@ inline void select_top(std::span<const float> row, std::size_t count, const Cut&
     }
   }
   if (keys.size() > count) shrink();
-}
-
-/// min-p: keeps v when (logit(v) - max) / T >= log(min_p), i.e. p(v) >= min_p * max p.
-inline float min_p_floor(float max, double inv_t, double log_min_p) noexcept {
-  const auto keeps = [&](float l) {
-    return (static_cast<double>(l) - static_cast<double>(max)) * inv_t >= log_min_p;
-  };
-  const double guess = static_cast<double>(max) + log_min_p / inv_t;
-  if (!(guess > static_cast<double>(kLowest))) return kLowest;
-  auto floor = static_cast<float>(guess);
-  while (!keeps(floor)) floor = std::nextafter(floor, std::numeric_limits<float>::max());
-  while (floor > kLowest && keeps(std::nextafter(floor, kLowest))) {
-    floor = std::nextafter(floor, kLowest);
-  }
-  return floor;
 }
 
 /// exp((logit - max) / T) of up to kBlock logits.

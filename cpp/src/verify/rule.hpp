@@ -14,22 +14,17 @@
 #pragma once
 
 #include <array>
-#include <bit>
-#include <cmath>
 #include <cstdint>
 
-#include "smartspec/philox.hpp"
+#include "core/noise.hpp"
+#include "core/token_order.hpp"
 #include "smartspec/token_tree.hpp"
 #include "smartspec/types.hpp"
 #include "verify/math.hpp"
 
 namespace smartspec::verify {
 
-enum class Purpose : std::uint32_t {
-  kHighBits = 0x6E6F6973U,
-  kLowBits = 0x65626974U,
-  kCompletion = 0x73656564U
-};
+using core::Purpose;
 
 inline constexpr std::int32_t kGroup = 64;  // tokens whose noise is made together: 16 Philox calls
 
@@ -41,33 +36,28 @@ struct StandardRule {
     return num_prompt + num_output;
   }
   static constexpr std::array<std::uint32_t, 2> key(std::uint64_t seed) {
-    return {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
+    return core::noise_key(seed);
   }
-  // A group of 64 consecutive tokens is 16 blocks x 4 words, word by word: equal words of
-  // neighboring blocks belong to neighboring tokens, which is the order SIMD code makes them in.
   static constexpr std::uint32_t noise_index(TokenId token) {
     return static_cast<std::uint32_t>(token);
   }
   static constexpr double uniform(std::uint32_t high, std::uint32_t low) {
-    const std::uint64_t r = (std::uint64_t{high} << 20) | (low >> 12);
-    return (static_cast<double>(r) + 0.5) * 0x1p-52;  // exact, in [2^-53, 1 - 2^-53]
+    return core::uniform(high, low);
   }
-  static double gumbel(double u) { return -portable_log(-portable_log(u)); }
+  static double gumbel(double u) { return core::gumbel(u); }
   static constexpr double perturbed(double tempered, double noise, double /*temperature*/) {
     return tempered + noise;
   }
   static constexpr bool better(double key_a, TokenId a, double key_b, TokenId b) {
-    return key_a > key_b || (key_a == key_b && a < b);
+    return core::better(key_a, a, key_b, b);
   }
   static constexpr float repeated(float logit, float penalty) {
-    return logit > 0.0F ? logit / penalty : logit * penalty;
+    return core::repeated(logit, penalty);
   }
   static constexpr std::int32_t top_k(std::int32_t k) { return k; }
   /// Mass (units of to_fixed) that the kept prefix must reach, [1, total].
   static std::uint64_t top_p_target(double top_p, std::uint64_t total) {
-    const double target = std::ceil(top_p * static_cast<double>(total));
-    if (target >= static_cast<double>(total)) return total;
-    return target < 1.0 ? 1 : static_cast<std::uint64_t>(target);
+    return core::top_p_target(top_p, total);
   }
   static constexpr bool reached(std::uint64_t mass, std::uint64_t target) { return mass >= target; }
   static std::int32_t find_child(const TokenTree& tree, std::int32_t node, TokenId token) {
@@ -79,12 +69,9 @@ template <class Rule>
 std::uint32_t noise_bits(std::uint64_t seed, std::int64_t position, TokenId token,
                          Purpose purpose) noexcept {
   const std::uint32_t index = Rule::noise_index(token);
-  const auto pos = static_cast<std::uint64_t>(position);
   const auto words =
-      philox4x32({(index / 64) * 16 + index % 16, static_cast<std::uint32_t>(pos),
-                  static_cast<std::uint32_t>(pos >> 32), static_cast<std::uint32_t>(purpose)},
-                 Rule::key(seed));
-  return words[(index / 16) % 4];
+      philox4x32(core::noise_counter(core::noise_block(index), position, purpose), Rule::key(seed));
+  return words[core::noise_word(index)];
 }
 
 /// g(v) when the high bits are at hand.

@@ -58,12 +58,21 @@ def _model(runtime: core.Runtime, path: str) -> None:
     _line("KV bytes per token", model.bytes_per_kv_token())
 
 
+def _cuda() -> None:
+    build = core.cuda.build_info()
+    if build["has_cuda"]:
+        libraries = ", cuBLASLt" if build["has_cublaslt"] else ""
+        _line("built for CUDA", f"{build['toolkit']}, {build['architectures']}{libraries}")
+    usable = core.cuda.is_usable()
+    _line("CUDA", "available" if usable else f"not available: {core.cuda.unusable_reason()}")
+
+
 def run(options: argparse.Namespace) -> int:
     runtime = core.make_runtime()
     _line("smartspec", core.__version__)
     _line("CPU kernels", runtime.isa_name)
     _line("threads", runtime.num_threads)
-    _line("CUDA", "available" if core.is_available("cuda") else "not built or no device")
+    _cuda()
     if options.model:
         _model(runtime, options.model)
     return 0

@@ -11,6 +11,8 @@ import typing
 import numpy
 import numpy.typing
 
+from . import cuda
+
 __all__: list[str] = [
     "AcceptanceModel",
     "CostCoefficients",
@@ -78,6 +80,7 @@ __all__: list[str] = [
     "TurboSpecOptions",
     "Verification",
     "compute_logprobs",
+    "cuda",
     "finish_recording",
     "fit_cost",
     "gumbel_noise",
