@@ -184,8 +184,20 @@ SMARTSPEC_DEVICE std::uint32_t subtract_f16x2(std::uint32_t a, std::uint32_t b) 
 }
 /// Two 8-bit floats to two f16, exactly; the lower byte in the lower half.
 SMARTSPEC_DEVICE std::uint32_t e4m3x2_to_f16x2(std::uint16_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
+  // No instruction for it. One bit to the right, an e4m3 is the f16 of 2^-8 its value, subnormal
+  // ones included; a carry out of the exponent finds the NaN.
+  const std::uint32_t bytes = permute_bytes(x, 0, 0x1404);
+  const std::uint32_t nan = ((bytes & 0x7F007F00U) + 0x01000100U) & 0x80008000U;
+  const std::uint32_t bits =
+      (bytes & 0x80008000U) | (bytes & 0x7F007F00U) >> 1 | (nan - (nan >> 15));
+  std::uint32_t result;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(bits), "r"(0x5C005C00U));
+  return result;
+#else
   const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(x, __NV_E4M3);
   return static_cast<std::uint32_t>(pair.x) | static_cast<std::uint32_t>(pair.y) << 16;
+#endif
 }
 SMARTSPEC_DEVICE std::uint32_t e5m2x2_to_f16x2(std::uint16_t x) {
   return static_cast<std::uint32_t>(x & 0xFFU) << 8 | static_cast<std::uint32_t>(x >> 8) << 24;

@@ -79,13 +79,33 @@ TEST(CudaBuild, LeavesTheCpuAlone) {
   EXPECT_TRUE(decodes(runtime));
 }
 
-/// The operations refuse with a clear error and leave the process alive.
+/// Operations that a device would do refuse with the reason and leave the process alive.
 TEST(CudaBuild, OperationsRefuseWithoutADevice) {
   if (cuda::is_usable()) GTEST_SKIP() << "there is a device";
+  float row[64] = {};
+  float page[64] = {};
+  const SlotId slot = 0;
   cuda::AppendKv append;
-  EXPECT_ANY_THROW(cuda::append_kv(append, nullptr));
+  append.dtype = DType::kFloat32;
+  append.k = append.v = row;
+  append.k_stride = append.v_stride = 64;
+  append.num_rows = 1;
+  append.slots = &slot;
+  append.kv.k = append.kv.v = page;
+  append.kv.dtype = DType::kFloat32;
+  append.kv.page_size = 1;
+  append.kv.num_kv_heads = 1;
+  append.kv.head_dim = 64;
+  append.kv.page_stride = append.kv.token_stride = append.kv.head_stride = 64;
+  EXPECT_THROW(cuda::append_kv(append, nullptr), DeviceError);
+
+  const SlotId destination = 0;
   cuda::MoveKv moves;
-  EXPECT_ANY_THROW(cuda::move_kv(moves, nullptr));
+  moves.layers = &append.kv;
+  moves.num_layers = moves.num_moves = 1;
+  moves.sources = &slot;
+  moves.destinations = &destination;
+  EXPECT_THROW(cuda::move_kv(moves, nullptr), DeviceError);
 }
 
 }  // namespace

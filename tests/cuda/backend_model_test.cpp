@@ -136,7 +136,7 @@ INSTANTIATE_TEST_SUITE_P(Families, BackendModelTest, ::testing::ValuesIn(model_c
 std::vector<float> decode(const std::shared_ptr<const Model>& model, DType dtype) {
   const std::int32_t vocab = model->config().vocab_size;
   std::mt19937_64 rng(23);
-  Lab lab(model, dtype, 4);
+  Lab lab(model, dtype, 5);
   Lab other(model, dtype, 1);
   std::vector<Paged> sequences;
   for (int i = 0; i < 3; ++i) sequences.push_back(lab.sequence());
@@ -147,11 +147,26 @@ std::vector<float> decode(const std::shared_ptr<const Model>& model, DType dtype
     for (const auto& row : in.run(batch)) all.insert(all.end(), row.begin(), row.end());
   };
   ForwardBatch batch;
-  for (int step = 0; step < 12; ++step) {
-    const std::size_t live = step < 8 ? 3 : 2;
+  // Contexts of zeros. Sequence 0 outgrows block tables of 8 entries at step 7, when graphs are
+  // recorded; `longer` has made room for that.
+  Paged longer = lab.sequence();
+  longer.set_length(150);
+  longer.add_rows(batch, testing::random_tokens(1, vocab, rng), {}, {}, 0, {});
+  for (std::size_t i = 0; i < 3; ++i) {
+    sequences[i].set_length(i == 0 ? 118 : 2);
+    sequences[i].add_rows(batch, testing::random_tokens(1, vocab, rng), {}, {}, 0, {});
+  }
+  run(lab, batch);
+  for (int step = 0; step < 18; ++step) {
+    const std::size_t live = step < 15 ? 3 : 2;
     const Tree tree = testing::random_tree(3 + step % 2, vocab, rng);
     batch.clear();
     for (std::size_t i = 0; i < live; ++i) {
+      // As many rows with logits as rows when both are padded, but not the same ones.
+      if (i == 0 && step % 3 == 1) {
+        sequences[0].add_rows(batch, testing::random_tokens(2, vocab, rng), {}, {}, 0, {1});
+        continue;
+      }
       const bool drafts = step % 3 == 2 && i != 1;
       const Tree& drafted = drafts ? tree : none;  // the batch keeps a view of it
       sequences[i].add_rows(batch, testing::random_tokens(1, vocab, rng), drafted.tokens,
@@ -161,7 +176,7 @@ std::vector<float> decode(const std::shared_ptr<const Model>& model, DType dtype
     batch.clear();
     elsewhere.add_rows(batch, testing::random_tokens(3, vocab, rng), {}, {}, 0, {1, 2});
     run(other, batch);
-    if (step == 6) {
+    if (step == 12) {  // moves the decoder's buffers
       Paged fresh = lab.sequence();
       batch.clear();
       fresh.add_rows(batch, testing::random_tokens(150, vocab, rng), {}, {}, 0, {149});
@@ -179,9 +194,15 @@ TEST(BackendGraphs, RepeatWhatWasRecorded) {
     config.head_dim = 64;
     config.sliding_window = 9;
     config.max_window_layers = 1;
-    const testing::Weights weights(config, dtype, 5);
+    // The second model comes to lie where the first one lay.
     const auto decoded = [&](const std::shared_ptr<Runtime>& runtime) {
-      return decode(testing::make_model(runtime, config, weights, dtype), dtype);
+      std::vector<float> all;
+      for (const std::uint64_t seed : {5U, 6U}) {
+        const testing::Weights weights(config, dtype, seed);
+        const auto one = decode(testing::make_model(runtime, config, weights, dtype), dtype);
+        all.insert(all.end(), one.begin(), one.end());
+      }
+      return all;
     };
     const std::vector<float> right = decoded(cpu_runtime());
     for (const bool graphs : {false, true}) {

@@ -297,10 +297,26 @@ core::Cut naive_cut(const std::vector<float>& row, const SamplingParams& p) {
   return {core::logit_of(keys.back()), core::token_of(keys.back())};
 }
 
+/// A top-p next to the share of some prefix of the row: as close to deciding otherwise as can be.
+float borderline_top_p(Random& random, const std::vector<float>& row, float temperature) {
+  std::vector<float> logits = row;
+  std::sort(logits.begin(), logits.end(), std::greater<>());
+  std::vector<double> sums = {0.0};
+  for (const float l : logits) {
+    const double x = (static_cast<double>(l) - static_cast<double>(logits[0])) / temperature;
+    sums.push_back(sums.back() + std::exp(x));
+  }
+  const auto prefix = static_cast<std::size_t>(1 + random.below(static_cast<int>(row.size())));
+  auto p = static_cast<float>(sums[prefix] / sums.back());
+  const int steps = random.below(5) - 2;
+  for (int i = 0; i < std::abs(steps); ++i) p = std::nextafter(p, steps < 0 ? 0.0F : 1.0F);
+  return std::min(p, 0x1.fffffep-1F);
+}
+
 /// Draws hardly ever see the far end of a cut, so cuts are compared themselves.
 TEST(CudaVerify, CutsAreExact) {
   Random random(10);
-  for (int i = 0; i < 600 / verify_test::kShrink; ++i) {
+  for (int i = 0; i < 1500 / verify_test::kShrink; ++i) {
     SCOPED_TRACE("row " + std::to_string(i));
     Pass pass;
     pass.vocab = 1 + random.below(random.chance(0.2) ? 3000 : 300);
@@ -316,6 +332,11 @@ TEST(CudaVerify, CutsAreExact) {
     std::vector<float> row = row_for(random, pass.vocab, 0);
     if (random.chance(0.3)) {  // masses down to the unit of the sum
       for (float& l : row) l = -static_cast<float>(30.0 * random.unit()) * r.params.temperature;
+    }
+    if (random.chance(0.4)) {
+      r.params.top_k = 0;
+      r.params.min_p = 0.0F;
+      r.params.top_p = borderline_top_p(random, row, r.params.temperature);
     }
     pass.rows.add(row, 0.0F);
     pass.requests.push_back(r);

@@ -170,7 +170,11 @@ struct TensorAttention {
     if constexpr (T::kKeyWarps > 1) {
       join_key_warps<T>(tile, control, stage(0), row_warp(), key_warp());
     }
-    finish_item<T>(tile, Finish{attention, plan, job}, control, warp_row(), key_warp() == 0);
+    const Finish finish{attention, plan, job, control, reinterpret_cast<float*>(stage(0))};
+    device::sync_block();  // all have done with the stages
+    if (key_warp() == 0) store_tile<T>(tile, finish, warp_row());
+    device::sync_block();
+    finish_item<T>(finish);
     device::sync_block();
   }
 

@@ -34,13 +34,20 @@ struct Job {
   Scaling scaling{};
 };
 
+/// Of a row over some keys.
+struct alignas(8) RowStats {
+  float max = kMinusInfinity;
+  float sum = 0.0F;
+};
+
 /// First in shared memory; the stages follow. What all threads know lies here, not in registers.
 struct Control {
   Cursor cursor;
   Job job;
   Job next_job;
   bool is_last;
-  std::uint64_t masks[128];  // of the rows, for the present tile
+  std::uint64_t masks[kMaxRowTile];  // of the rows, for the present tile
+  RowStats stats[kMaxRowTile];       // of the rows, at the end of an item
   // A ring beside the stages, one tile further ahead: bytes from the start of the cache to a key;
   // -1: beyond the keys.
   std::int64_t offsets[kMaxStages * kTileKeys];

@@ -1,11 +1,11 @@
 // SPDX-FileCopyrightText: The SmartSpec authors
 // SPDX-License-Identifier: Apache-2.0
-// The end of an item of tensor-core attention: sums go out of registers to the caller, or to the
-// blocks that share the unit. Of those the last one to come folds all; many pieces are folded in
-// two levels, so that more than one multiprocessor reads them.
+// The end of an item of tensor-core attention. The sums of a block go through shared memory, and
+// from there on by rows: to the caller, or to a slot when the unit is shared. Of the blocks that
+// share a unit the last one to come folds all slots; many are folded in two levels, so that more
+// than one multiprocessor reads them.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -22,119 +22,66 @@ struct Finish {
   const TreeAttention& attention;
   const AttentionPlan& plan;
   const Job& job;
+  Control& control;
+  float* tile;  // [kRowTile, kTileStride] in shared memory
 };
 
-// ---- Blocks that share a unit
-
-SMARTSPEC_DEVICE float* slot_stats(const AttentionPlan& plan, std::int32_t slot, int row) {
-  return plan.partial_stats + (std::int64_t{slot} * plan.tile_rows + row) * 2;
-}
-template <class T>
-SMARTSPEC_DEVICE float* slot_out(const AttentionPlan& plan, std::int32_t slot, int row) {
-  return plan.partial_out + (std::int64_t{slot} * plan.tile_rows + row) * T::kHeadDim;
-}
-
-struct alignas(8) Pair {
-  float a = 0.0F;
-  float b = 0.0F;
-};
 struct alignas(16) Quad {
-  float x[4];
+  float x[4] = {};
 };
 
-/// visit(r, half, row) for the lane's rows that are there.
-template <class T, class Visit>
-SMARTSPEC_DEVICE void for_each_row(const Finish& finish, int warp_row, Visit visit) {
+/// Sums of a row over some keys; four dims of it.
+struct RowQuad {
+  RowStats stats;
+  Quad out;
+};
+
+/// A block's sums leave the registers. All warps that hold some.
+template <class T>
+SMARTSPEC_DEVICE void store_tile(const WarpTile<T>& tile, const Finish& finish, int warp_row) {
   SMARTSPEC_UNROLL
   for (int r = 0; r < T::kRowBlocks; ++r) {
     SMARTSPEC_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const int row = warp_row + 16 * r + 8 * half + (device::thread_index() % device::kWarp) / 4;
-      if (row < finish.job.num_rows) visit(r, half, row);
+      const int row = warp_row + 16 * r + 8 * half + device::lane_index() / 4;
+      float* out = finish.tile + row * T::kTileStride;
+      for_each_pair<T>(tile.out[r], half, [&](int dim, float a, float b) {
+        out[dim] = a;
+        out[dim + 1] = b;
+      });
+      if (device::lane_index() % 4 == 0) {
+        finish.control.stats[row] = {tile.max[r][half], tile.sum[r][half]};
+      }
     }
   }
 }
 
+// ---- Slots
+
+SMARTSPEC_DEVICE RowStats* slot_stats(const Finish& finish, std::int32_t slot, int row) {
+  return reinterpret_cast<RowStats*>(finish.plan.partial_stats) +
+         (std::int64_t{slot} * finish.plan.tile_rows + row);
+}
 template <class T>
-SMARTSPEC_DEVICE void store_slot(WarpTile<T>& tile, const Finish& finish, int warp_row) {
-  for_each_row<T>(finish, warp_row, [&](int r, int half, int row) {
-    if ((device::thread_index() % device::kWarp) % 4 == 0) {
-      *reinterpret_cast<Pair*>(slot_stats(finish.plan, finish.job.item.slot, row)) =
-          Pair{tile.max[r][half], tile.sum[r][half]};
-    }
-    float* out = slot_out<T>(finish.plan, finish.job.item.slot, row);
-    for_each_pair<T>(tile.out[r], half, [&](int dim, float& a, float& b) {
-      *reinterpret_cast<Pair*>(out + dim) = Pair{a, b};
-    });
-  });
+SMARTSPEC_DEVICE Quad* slot_quad(const Finish& finish, std::int32_t slot, int row, int dim) {
+  return reinterpret_cast<Quad*>(
+      finish.plan.partial_out +
+      ((std::int64_t{slot} * finish.plan.tile_rows + row) * T::kHeadDim + dim));
 }
 
-/// tile becomes what the slot holds, with tile to the right of it.
-template <class T>
-SMARTSPEC_DEVICE void fold_slot(WarpTile<T>& tile, const Finish& finish, int warp_row) {
-  for_each_row<T>(finish, warp_row, [&](int r, int half, int row) {
-    const Pair stats =
-        *reinterpret_cast<const Pair*>(slot_stats(finish.plan, finish.job.item.slot, row));
-    const Fold fold = make_fold(stats.a, tile.max[r][half]);
-    tile.max[r][half] = fold.max;
-    tile.sum[r][half] = apply(fold, stats.b, tile.sum[r][half]);
-    const float* out = slot_out<T>(finish.plan, finish.job.item.slot, row);
-    for_each_pair<T>(tile.out[r], half, [&](int dim, float& a, float& b) {
-      const Pair left = *reinterpret_cast<const Pair*>(out + dim);
-      a = apply(fold, left.a, a);
-      b = apply(fold, left.b, b);
-    });
-  });
+/// left becomes left and right together.
+SMARTSPEC_DEVICE void fold(RowStats& left, const RowStats& right) {
+  const Fold factors = make_fold(left.max, right.max);
+  left = {factors.max, apply(factors, left.sum, right.sum)};
+}
+SMARTSPEC_DEVICE void fold(RowQuad& left, const RowQuad& right) {
+  const Fold factors = make_fold(left.stats.max, right.stats.max);
+  left.stats = {factors.max, apply(factors, left.stats.sum, right.stats.sum)};
+  SMARTSPEC_UNROLL
+  for (int i = 0; i < 4; ++i) left.out.x[i] = apply(factors, left.out.x[i], right.out.x[i]);
 }
 
 // ---- Results
-
-SMARTSPEC_DEVICE float value_factor(const Finish& finish, float sum) {
-  const float* scale = finish.attention.kv.v_scale;
-  return (scale == nullptr ? 1.0F : scale[finish.job.item.kv_head]) / sum;
-}
-
-/// Elements of row 0 of the pass up to those of this row and head.
-SMARTSPEC_DEVICE std::int64_t out_index(const Finish& finish, int row, int head_dim) {
-  const RowPlace place = place_row(finish.plan, finish.job.item, row);
-  return (finish.job.item.shape.first_row + std::int64_t{place.row}) * finish.attention.out_stride +
-         place.head * head_dim;
-}
-
-SMARTSPEC_DEVICE std::uint32_t pack_as(DType type, float a, float b) {
-  return type == DType::kBFloat16 ? device::pack_bf16(a, b) : device::pack_f16(a, b);
-}
-
-SMARTSPEC_DEVICE void write_lse(const Finish& finish, int row, float max, float sum) {
-  if (finish.attention.lse == nullptr) return;
-  const RowPlace place = place_row(finish.plan, finish.job.item, row);
-  const std::int64_t num_heads = finish.plan.num_kv_heads * finish.plan.group;
-  finish.attention.lse[(finish.job.item.shape.first_row + place.row) * num_heads + place.head] =
-      (max + device::log2_approx(sum)) * kLn2;
-}
-
-template <class T>
-SMARTSPEC_DEVICE void write_tile(WarpTile<T>& tile, const Finish& finish, int warp_row) {
-  const DType type = finish.attention.dtype;
-  for_each_row<T>(finish, warp_row, [&](int r, int half, int row) {
-    const float sum = tile.sum[r][half];
-    const float factor = value_factor(finish, sum);
-    const std::int64_t at = out_index(finish, row, T::kHeadDim);
-    if (type == DType::kFloat32) {
-      auto* out = static_cast<float*>(finish.attention.out) + at;
-      for_each_pair<T>(tile.out[r], half, [&](int dim, float& a, float& b) {
-        *reinterpret_cast<Pair*>(out + dim) = Pair{a * factor, b * factor};
-      });
-    } else {
-      auto* out = static_cast<std::uint16_t*>(finish.attention.out) + at;
-      for_each_pair<T>(tile.out[r], half, [&](int dim, float& a, float& b) {
-        *reinterpret_cast<std::uint32_t*>(out + dim) = pack_as(type, a * factor, b * factor);
-      });
-    }
-    if ((device::thread_index() % device::kWarp) % 4 == 0)
-      write_lse(finish, row, tile.max[r][half], sum);
-  });
-}
 
 SMARTSPEC_DEVICE void write_quad(const Finish& finish, std::int64_t at, const Quad& quad) {
   const DType type = finish.attention.dtype;
@@ -145,104 +92,115 @@ SMARTSPEC_DEVICE void write_quad(const Finish& finish, std::int64_t at, const Qu
   struct alignas(8) Words {
     std::uint32_t x[2];
   };
+  const bool is_bf16 = type == DType::kBFloat16;
   *reinterpret_cast<Words*>(static_cast<std::uint16_t*>(finish.attention.out) + at) =
-      Words{{pack_as(type, quad.x[0], quad.x[1]), pack_as(type, quad.x[2], quad.x[3])}};
+      is_bf16
+          ? Words{{device::pack_bf16(quad.x[0], quad.x[1]),
+                   device::pack_bf16(quad.x[2], quad.x[3])}}
+          : Words{{device::pack_f16(quad.x[0], quad.x[1]), device::pack_f16(quad.x[2], quad.x[3])}};
 }
 
-// ---- Folding pieces
+template <class T>
+SMARTSPEC_DEVICE void write_row_quad(const Finish& finish, int row, int dim, RowQuad sum) {
+  const TreeAttention& attention = finish.attention;
+  const WorkItem& item = finish.job.item;
+  const RowPlace place = place_row(finish.plan, item, row);
+  const std::int64_t pass_row = item.shape.first_row + std::int64_t{place.row};
+  const float* scale = attention.kv.v_scale;
+  const float factor = (scale == nullptr ? 1.0F : scale[item.kv_head]) / sum.stats.sum;
+  SMARTSPEC_UNROLL
+  for (int i = 0; i < 4; ++i) sum.out.x[i] *= factor;
+  write_quad(finish, pass_row * attention.out_stride + place.head * T::kHeadDim + dim, sum.out);
+  if (dim == 0 && attention.lse != nullptr) {
+    attention.lse[pass_row * finish.plan.num_kv_heads * finish.plan.group + place.head] =
+        (sum.stats.max + device::log2_approx(sum.stats.sum)) * kLn2;
+  }
+}
 
-/// Pieces first, first + step, ... before end, of the item's unit.
-struct Pieces {
-  std::int32_t first = 0;
+// ---- Folding
+
+/// What is summed up, from left to right, and where to.
+struct Gather {
+  std::int32_t first = 0;  // pieces first, first + step, ... before end, in their slots
   std::int32_t end = 0;
   std::int32_t step = 1;
+  bool with_tile = false;  // then the block's own tile
+  bool to_rows = false;    // the caller's, else to `slot`
+  std::int32_t slot = 0;   // may be that of the first piece
 };
 
-/// Sums of one row over some pieces, from left to right; four dims of it.
-struct FoldedQuad {
-  Pair stats;
-  Quad out;
-};
-
-/// sink(row, dim, folded) for all rows and every fourth dim; all threads. Each has up to 16 loads
-/// under way, as one multiprocessor alone must read all pieces.
-template <class T, class Sink>
-SMARTSPEC_DEVICE void fold_pieces(const Finish& finish, const Pieces& pieces, Sink sink) {
+/// Of all rows. All threads; each has up to 16 loads under way, as a single multiprocessor must
+/// read many pieces fast.
+template <class T>
+SMARTSPEC_DEVICE void gather_quads(const Finish& finish, const Gather& gather) {
   constexpr int kQuads = T::kHeadDim / 4;
   constexpr int kPerThread = T::kRowTile * kQuads / kThreads;
   constexpr int kTogether = kPerThread < 8 ? kPerThread : 8;
   const int count = finish.job.num_rows * kQuads;
-  const auto load = [&](FoldedQuad(&to)[kTogether], std::int32_t piece, int base) {
-    const std::int32_t slot = piece_slot(finish.plan, finish.job.item, piece);
-    SMARTSPEC_UNROLL
-    for (int i = 0; i < kTogether; ++i) {  // beyond the end: the last one again, which is dropped
-      const int index = base + i * kThreads < count ? base + i * kThreads : count - 1;
-      const float* out = slot_out<T>(finish.plan, slot, index / kQuads) + index % kQuads * 4;
-      const float* stats = slot_stats(finish.plan, slot, index / kQuads);
-      to[i] = {*reinterpret_cast<const Pair*>(stats), *reinterpret_cast<const Quad*>(out)};
-    }
-  };
+  SMARTSPEC_KEEP_LOOP
   for (int base = device::thread_index(); base < count; base += kThreads * kTogether) {
-    FoldedQuad sums[kTogether];
-    FoldedQuad next[kTogether];
-    load(sums, pieces.first, base);
-    load(next, pieces.first + pieces.step < pieces.end ? pieces.first + pieces.step : pieces.first,
-         base);
-    for (std::int32_t piece = pieces.first + pieces.step; piece < pieces.end;
-         piece += pieces.step) {
-      FoldedQuad ahead[kTogether];
-      load(ahead, piece + pieces.step < pieces.end ? piece + pieces.step : piece, base);
+    // Beyond the end: the last one again, which is then dropped.
+    const auto index = [&](int i) {
+      return base + i * kThreads < count ? base + i * kThreads : count - 1;
+    };
+    const auto load = [&](RowQuad(&to)[kTogether], std::int32_t piece) {
+      if (piece >= gather.end) return;
+      const std::int32_t slot = piece_slot(finish.plan, finish.job.item, piece);
       SMARTSPEC_UNROLL
       for (int i = 0; i < kTogether; ++i) {
-        const Fold fold = make_fold(sums[i].stats.a, next[i].stats.a);
-        sums[i].stats = Pair{fold.max, apply(fold, sums[i].stats.b, next[i].stats.b)};
-        SMARTSPEC_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          sums[i].out.x[j] = apply(fold, sums[i].out.x[j], next[i].out.x[j]);
-        }
+        const int row = index(i) / kQuads;
+        to[i] = {*slot_stats(finish, slot, row),
+                 *slot_quad<T>(finish, slot, row, index(i) % kQuads * 4)};
+      }
+    };
+    RowQuad sums[kTogether] = {};
+    RowQuad next[kTogether] = {};
+    load(next, gather.first);
+    SMARTSPEC_KEEP_LOOP
+    for (std::int32_t piece = gather.first; piece < gather.end; piece += gather.step) {
+      RowQuad ahead[kTogether] = {};
+      load(ahead, piece + gather.step);
+      SMARTSPEC_UNROLL
+      for (int i = 0; i < kTogether; ++i) {
+        fold(sums[i], next[i]);
         next[i] = ahead[i];
       }
     }
     SMARTSPEC_UNROLL
     for (int i = 0; i < kTogether; ++i) {
-      const int index = base + i * kThreads;
-      if (index < count) sink(index / kQuads, index % kQuads * 4, sums[i]);
+      const int row = index(i) / kQuads;
+      const int dim = index(i) % kQuads * 4;
+      if (gather.with_tile) {
+        fold(sums[i], {finish.control.stats[row],
+                       *reinterpret_cast<Quad*>(finish.tile + row * T::kTileStride + dim)});
+      }
+      if (base + i * kThreads >= count) continue;
+      if (gather.to_rows) {
+        write_row_quad<T>(finish, row, dim, sums[i]);
+      } else {
+        *slot_quad<T>(finish, gather.slot, row, dim) = sums[i].out;
+      }
     }
   }
 }
 
-/// The sum of the pieces takes the place of the first one. All threads.
+/// All threads, together.
 template <class T>
-SMARTSPEC_DEVICE void fold_into_first(const Finish& finish, const Pieces& pieces) {
-  const std::int32_t slot = piece_slot(finish.plan, finish.job.item, pieces.first);
-  fold_pieces<T>(finish, pieces, [&](int row, int dim, const FoldedQuad& sum) {
-    *reinterpret_cast<Quad*>(slot_out<T>(finish.plan, slot, row) + dim) = sum.out;
-  });
-  device::sync_block();  // all have read the first piece's statistics
+SMARTSPEC_DEVICE void gather_rows(const Finish& finish, const Gather& gather) {
+  gather_quads<T>(finish, gather);
+  if (gather.to_rows) return;
+  device::sync_block();  // statistics in `slot` have been read
   const int row = device::thread_index();
   if (row >= finish.job.num_rows) return;
-  Pair stats = *reinterpret_cast<const Pair*>(slot_stats(finish.plan, slot, row));
-  for (std::int32_t piece = pieces.first + pieces.step; piece < pieces.end; piece += pieces.step) {
-    const Pair next = *reinterpret_cast<const Pair*>(
-        slot_stats(finish.plan, piece_slot(finish.plan, finish.job.item, piece), row));
-    const Fold fold = make_fold(stats.a, next.a);
-    stats = Pair{fold.max, apply(fold, stats.b, next.b)};
+  RowStats stats;
+  for (std::int32_t piece = gather.first; piece < gather.end; piece += gather.step) {
+    fold(stats, *slot_stats(finish, piece_slot(finish.plan, finish.job.item, piece), row));
   }
-  *reinterpret_cast<Pair*>(slot_stats(finish.plan, slot, row)) = stats;
+  if (gather.with_tile) fold(stats, finish.control.stats[row]);
+  *slot_stats(finish, gather.slot, row) = stats;
 }
 
-/// All threads.
-template <class T>
-SMARTSPEC_DEVICE void write_pieces(const Finish& finish, const Pieces& pieces) {
-  fold_pieces<T>(finish, pieces, [&](int row, int dim, const FoldedQuad& sum) {
-    const float factor = value_factor(finish, sum.stats.b);
-    Quad out = sum.out;
-    SMARTSPEC_UNROLL
-    for (int i = 0; i < 4; ++i) out.x[i] *= factor;
-    write_quad(finish, out_index(finish, row, T::kHeadDim) + dim, out);
-    if (dim == 0) write_lse(finish, row, sum.stats.a, sum.stats.b);
-  });
-}
+// ---- Blocks that share a unit
 
 /// Tells that the block's part is done; true when it is the last of `num_parts`, which may then
 /// read all of them. The counter is left at zero. All threads.
@@ -260,57 +218,58 @@ SMARTSPEC_DEVICE bool is_last_to_arrive(Control& control, std::int32_t* counter,
   return true;
 }
 
-/// About the square root of the number of pieces. Batch-invariant: all, as a block that takes them
-/// in turn folds them.
+/// The square root of the number of pieces: both levels are equally long. Batch-invariant: all, as
+/// a block that takes them in turn folds them.
 SMARTSPEC_DEVICE std::int32_t pieces_per_group(const AttentionPlan& plan, std::int32_t pieces) {
-  if (plan.batch_invariant || 3 * plan.num_blocks > kNumCounters) return pieces;
-  std::int32_t size = 4;
-  while (size * size < pieces) size *= 2;
+  if (plan.batch_invariant || pieces <= 4 || 3 * plan.num_blocks > kNumCounters) return pieces;
+  std::int32_t size = 3;
+  while (size * size < pieces) ++size;
   return size;
 }
 
-/// After the slot has been stored. All threads.
-template <class T>
-SMARTSPEC_DEVICE void finish_piece(const Finish& finish, Control& control) {
-  const WorkItem& item = finish.job.item;
-  std::int32_t* counters = finish.plan.counters;
-  const std::int32_t group_size = pieces_per_group(finish.plan, item.num_pieces);
-  Pieces all{0, item.num_pieces, 1};
-  std::int32_t num_parts = item.num_pieces;
-  if (group_size < item.num_pieces) {
-    const std::int32_t first = item.piece / group_size * group_size;
-    const std::int32_t end =
-        first + group_size < item.num_pieces ? first + group_size : item.num_pieces;
-    // Counters of units are numbered by blocks, those of groups, behind them, by slots.
-    std::int32_t* counter =
-        counters + finish.plan.num_blocks + piece_slot(finish.plan, item, first);
-    if (!is_last_to_arrive(control, counter, end - first)) return;
-    fold_into_first<T>(finish, {first, end, 1});
-    all.step = group_size;
-    num_parts = (item.num_pieces - 1) / group_size + 1;
+/// What a block does with its own tile.
+SMARTSPEC_DEVICE Gather gather_tile(const WorkItem& item) {
+  Gather gather;
+  gather.with_tile = true;
+  gather.to_rows = item.ending == Ending::kWhole ||
+                   (item.ending == Ending::kInTurn && item.piece == item.num_pieces - 1);
+  gather.slot = item.slot;
+  if (item.ending == Ending::kInTurn && item.piece > 0) {
+    gather.end = 1;  // all pieces so far are in the block's only slot
   }
-  if (is_last_to_arrive(control, counters + item.counter, num_parts)) write_pieces<T>(finish, all);
+  return gather;
 }
 
-/// All threads; `holds`: the warp's tile is the sum over all keys of the item.
+/// After store_tile(). All threads.
 template <class T>
-SMARTSPEC_DEVICE void finish_item(WarpTile<T>& tile, const Finish& finish, Control& control,
-                                  int warp_row, bool holds) {
+SMARTSPEC_DEVICE void finish_item(const Finish& finish) {
   const WorkItem& item = finish.job.item;
-  if (holds && item.ending == Ending::kInTurn && item.piece > 0) {
-    fold_slot<T>(tile, finish, warp_row);
-    device::sync_warp();  // all four lanes of a row have read its statistics
-  }
-  const bool is_complete = item.ending == Ending::kWhole ||
-                           (item.ending == Ending::kInTurn && item.piece == item.num_pieces - 1);
-  if (holds) {
-    if (is_complete) {
-      write_tile<T>(tile, finish, warp_row);
-    } else {
-      store_slot<T>(tile, finish, warp_row);
+  const std::int32_t group_size = pieces_per_group(finish.plan, item.num_pieces);
+  Gather gather = gather_tile(item);
+  // Own tile; when it is a piece: the group's pieces; the groups. The same code for all three.
+  SMARTSPEC_KEEP_LOOP
+  for (int level = group_size < item.num_pieces ? 0 : 1;; ++level) {
+    gather_rows<T>(finish, gather);
+    if (item.ending != Ending::kPartial || level == 2) return;
+    std::int32_t* counter = finish.plan.counters + item.counter;
+    std::int32_t num_parts = (item.num_pieces - 1) / group_size + 1;
+    gather = {0, item.num_pieces, group_size, false, true, 0};
+    if (level == 0) {
+      gather.first = item.piece / group_size * group_size;
+      const std::int32_t end = gather.first + group_size;
+      gather.end = end < item.num_pieces ? end : item.num_pieces;
+      gather.step = 1;
+      gather.to_rows = false;
+      gather.slot = piece_slot(finish.plan, item, gather.first);
+      // Counters of units are numbered by blocks; those of groups, behind them, by slots.
+      counter = finish.plan.counters + finish.plan.num_blocks + gather.slot;
+      num_parts = gather.end - gather.first;
+    } else if (group_size == item.num_pieces) {
+      gather.step = 1;
+      num_parts = item.num_pieces;
     }
+    if (!is_last_to_arrive(finish.control, counter, num_parts)) return;
   }
-  if (item.ending == Ending::kPartial) finish_piece<T>(finish, control);
 }
 
 }  // namespace smartspec::cuda::tensor

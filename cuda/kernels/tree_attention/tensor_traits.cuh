@@ -15,6 +15,7 @@ inline constexpr int kThreads = 128;
 inline constexpr int kWarps = kThreads / device::kWarp;
 inline constexpr int kMinStages = 2;
 inline constexpr int kMaxStages = 4;
+inline constexpr int kMaxRowTile = 128;
 
 /// A block has 4 warps: kRowWarps share the rows, kKeyWarps the keys of a tile. A warp holds
 /// kRowBlocks times 16 rows; with two, a fragment of K or V that it has loaded (and converted) is
@@ -55,6 +56,8 @@ struct Traits {
   static_assert(kHeadDim % 16 == 0);
   static_assert(kKeyWarps == 1 ||
                 kKeyWarps / 2 * kRowTile * kHeadDim * 4 <= kMinStages * kStageBytes);
+  static constexpr int kTileStride = kHeadDim + 4;  // of outputs, in floats
+  static_assert(kRowTile * kTileStride * 4 <= kMinStages * kStageBytes);
 };
 
 }  // namespace smartspec::cuda::tensor

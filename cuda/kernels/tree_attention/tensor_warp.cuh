@@ -355,7 +355,8 @@ SMARTSPEC_DEVICE void add_lanes(WarpTile<T>& tile) {
 /// visit(row, dim, a, b) for every pair of neighbouring outputs that a lane holds of one half of a
 /// block of rows: a is dim, b is dim + 1. In which fragments they lie, see multiply_values().
 template <class T, class Visit>
-SMARTSPEC_DEVICE void for_each_pair(float (&out)[2 * T::kDimBlocks][4], int half, Visit visit) {
+SMARTSPEC_DEVICE void for_each_pair(const float (&out)[2 * T::kDimBlocks][4], int half,
+                                    Visit visit) {
   const int t = device::lane_index() % 4;
   SMARTSPEC_UNROLL
   for (int d = 0; d < T::kDimBlocks; ++d) {
@@ -381,8 +382,8 @@ SMARTSPEC_DEVICE Fold make_fold(float left_max, float right_max) {
   const float base = max == kMinusInfinity ? 0.0F : max;
   return {max, device::exp2_approx(left_max - base), device::exp2_approx(right_max - base)};
 }
-/// One rounding more or less would break the equality of the two ways to fold pieces: the products
-/// are spelled out, so that no compiler contracts them in its own way.
+/// Spelled out, as two ways to fold pieces must round alike: a compiler would contract the products
+/// in its own way in each place.
 SMARTSPEC_DEVICE float apply(const Fold& fold, float left, float right) {
   return std::fma(left, fold.left, right * fold.right);
 }

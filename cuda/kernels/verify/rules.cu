@@ -10,7 +10,7 @@ namespace {
 
 template <DType kType>
 void launch_for(const Verify& verify, bool aligned, Stream stream) {
-  constexpr int kThreads = 512;
+  constexpr int kThreads = 384;  // more would leave too few registers
   const RuleKernel<kType, kThreads, SeededUniforms> kernel{
       verify, shared_shape(verify, sizeof(RuleState)), aligned, {}};
   launch({verify.num_sequences, 1, kernel.shape.bytes}, stream, kernel);

@@ -110,7 +110,7 @@ class RuleWalk {
       : sequence_(sequence), state_(state) {
     if (sequence.num_nodes > kMaxTreeNodes) sequence.num_nodes = kMaxTreeNodes;
     const double inv_t = sequence.greedy() ? 1.0 : 1.0 / static_cast<double>(sequence.temperature);
-    scale_ = inv_t < 2e38 ? static_cast<float>(inv_t) * kLog2E : 2.9e38F;
+    scale_ = log2_scale(inv_t);
     for (std::int32_t i = device::thread_index(); i <= kMaxTreeNodes; i += kThreads) {
       state_.norm[i] = -1.0F;
       state_.rejected[i] = 0;
@@ -118,18 +118,53 @@ class RuleWalk {
     device::sync_block();
   }
 
-  /// Leaves the accepted path in edits and `node`; gives the next token, or -1 and a status.
+  /// Leaves the last accepted node in `node`; gives the next token, or -1 and a status. The large
+  /// steps stand in one place each, because all of this is inlined.
   template <class Uniforms>
   SMARTSPEC_DEVICE TokenId run(const Uniforms& uniforms) {
+    const bool is_token_rule = sequence_.verify.rule == VerifyRule::kToken;
     enter(-1, 1.0F);
-    if (sequence_.verify.rule == VerifyRule::kToken) {
-      walk_down(uniforms);
-    } else {
-      traverse(uniforms);
+    std::int32_t after = -1;     // last child of `node` that was looked at
+    std::int32_t rejected = -1;  // child of `node` that is to be taken out
+    bool ends = false;           // at `node`
+    while (true) {
+      const std::int32_t child = ends || rejected >= 0 ? -1 : next_child(node, after);
+      if (rejected < 0 && !ends && child < 0) {
+        if (is_token_rule || node < 0 || accepts(uniforms, node, state_.acceptance[node + 1])) {
+          ends = true;
+        } else {
+          rejected = after = node;
+          node = sequence_.parent(node);
+          sequence_.edits.pop();
+        }
+      }
+      status = look_at(node);
+      if (ends) break;
+      if (status != 0) {  // its children cannot be judged
+        after = sequence_.num_nodes;
+        continue;
+      }
+      Residual<kType> r = residual(node);
+      if (rejected >= 0) {
+        reject(node, rejected, r);
+        rejected = -1;
+        ends = is_token_rule;
+        continue;
+      }
+      after = child;
+      const TokenId token = sequence_.token(child);
+      const float q = r.draft_probability(token, state_.draft_mass[node + 1]);
+      if (q <= 0.0F) continue;  // not drawn from Q: as if it were not there
+      float share = state_.acceptance[node + 1] * probability_of(r, token) / q;
+      share = share < 1.0F ? share : 1.0F;
+      if (is_token_rule ? accepts(uniforms, child, share) : share > 0.0F) {
+        enter(child, is_token_rule ? 1.0F : share);
+        after = -1;
+      } else {
+        rejected = child;
+      }
     }
-    status = look_at(node);
-    if (status != 0) return -1;
-    return draw(residual(node), uniforms.residual(sequence_));
+    return status != 0 ? -1 : draw(residual(node), uniforms.residual(sequence_));
   }
 
   std::int32_t node = -1;
@@ -281,53 +316,9 @@ class RuleWalk {
   }
 
   template <class Uniforms>
-  SMARTSPEC_DEVICE void walk_down(const Uniforms& uniforms) {
-    while (look_at(node) == 0) {
-      const std::int32_t child = next_child(node, -1);
-      if (child < 0) return;
-      Residual<kType> r = residual(node);
-      const TokenId token = sequence_.token(child);
-      const float q = r.draft_probability(token, 1.0F);
-      if (q <= 0.0F) return;  // not drawn from Q: as if it were not there
-      const float ratio = probability_of(r, token) / q;
-      if (uniforms.accept(sequence_, child) >= static_cast<double>(ratio)) {
-        reject(node, child, r);
-        return;
-      }
-      enter(child, 1.0F);
-    }
-  }
-
-  template <class Uniforms>
-  SMARTSPEC_DEVICE void traverse(const Uniforms& uniforms) {
-    std::int32_t after = -1;  // last child of `node` that was looked at
-    while (true) {
-      const std::int32_t child = next_child(node, after);
-      if (child >= 0 && look_at(node) == 0) {
-        Residual<kType> r = residual(node);
-        const TokenId token = sequence_.token(child);
-        const float q = r.draft_probability(token, state_.draft_mass[node + 1]);
-        after = child;
-        if (q <= 0.0F) continue;  // not drawn from Q: as if it were not there
-        const float a = state_.acceptance[node + 1];
-        const float share = a * probability_of(r, token) / q;
-        if (share > 0.0F) {
-          enter(child, share < 1.0F ? share : 1.0F);
-          after = -1;
-        } else {
-          reject(node, child, r);
-        }
-        continue;
-      }
-      if (node < 0) return;
-      const auto acceptance = static_cast<double>(state_.acceptance[node + 1]);
-      if (uniforms.accept(sequence_, node) < acceptance) return;
-      after = node;
-      node = sequence_.parent(node);
-      sequence_.edits.pop();
-      Residual<kType> r = residual(node);
-      reject(node, after, r);
-    }
+  [[nodiscard]] SMARTSPEC_DEVICE bool accepts(const Uniforms& uniforms, std::int32_t n,
+                                              float probability) const {
+    return uniforms.accept(sequence_, n) < static_cast<double>(probability);
   }
 
   /// Token i of the order in which a draw adds up: the row, then the edited tokens.

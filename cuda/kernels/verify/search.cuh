@@ -35,7 +35,7 @@ class Search {
                           const Summary& summary, const core::Cut& cut, std::int64_t position)
       : sequence_(sequence), row_(row), max_(summary.max), cut_(cut), position_(position) {
     inv_t_ = 1.0 / static_cast<double>(sequence.temperature);
-    scale_ = inv_t_ < 2e38 ? static_cast<float>(inv_t_) * kLog2E : 2.9e38F;
+    scale_ = log2_scale(inv_t_);
     best_token_ = summary.first;
     best_key_ = key_of(summary.max, summary.first);
   }

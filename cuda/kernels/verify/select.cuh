@@ -7,6 +7,11 @@
 // the target is reached, and the few tokens of that bin are ranked in shared memory. When they are
 // too many, the bin is cut further by the bits of the order key, 11 at a time. Integers add up to
 // the same in any order, so no race decides anything.
+//
+// Most tokens are far below the greatest and their exact masses (40 double operations each) would
+// take most of the time. So first only the head counts exactly; the rest is summed in single
+// precision, which bounds the target from both sides. Rarely the bounds do not name the same token:
+// then everything is counted.
 #pragma once
 
 #include <cstdint>
@@ -66,36 +71,59 @@ class Selector {
  public:
   SMARTSPEC_DEVICE Selector(const Sequence<kType, kThreads>& sequence, const Row<kType>& row,
                             const Summary& summary, const core::Cut& cut)
-      : sequence_(sequence), row_(row), max_(summary.max), cut_(cut), s_(*sequence.selection) {
+      : sequence_(sequence),
+        row_(row),
+        max_(summary.max),
+        lowest_(summary.lowest),
+        cut_(cut),
+        s_(*sequence.selection) {
     inv_t_ = 1.0 / static_cast<double>(sequence.temperature);
-    // Beyond this, no mass is left, or no top-k is expected to reach.
-    float reach = kMasses ? static_cast<float>(28.5 / inv_t_) : 64.0F;
-    reach = max_ - summary.lowest < reach ? max_ - summary.lowest : reach;
-    const float scale = static_cast<float>(kBins) / reach;
-    bins_ = {max_, scale < 1e30F ? scale : 1e30F};
+    scale_ = log2_scale(inv_t_);
   }
 
   [[nodiscard]] SMARTSPEC_DEVICE core::Cut run() {
+    const float head = kMasses ? 8.0F * sequence_.temperature : 12.0F;  // holds the target mostly
+    const float all = kMasses ? 28.5F * sequence_.temperature : 64.0F;  // beyond: one bin
+    for (bool only_head = true;; only_head = false) {  // one place to inline the search
+      floor_ = only_head ? max_ - head : kMinusInf;
+      if (only_head && floor_ <= lowest_) continue;
+      const float reach = only_head ? head : all;
+      if (search(max_ - lowest_ < reach ? max_ - lowest_ : reach)) return found_;
+    }
+  }
+
+ private:
+  [[nodiscard]] SMARTSPEC_DEVICE bool is_head() const { return floor_ > kMinusInf; }
+
+  /// False: the head alone does not tell.
+  SMARTSPEC_DEVICE bool search(float reach) {
+    const float scale = static_cast<float>(kBins) / reach;
+    bins_ = {max_, scale < 1e30F ? scale : 1e30F};
     std::uint64_t above = 0;
     while (true) {
-      above = find_crossing(above);
+      if (!find_crossing(above)) return false;
+      above = s_.above;
       collect();
       if (s_.count <= kListed) return rank(above);
       bins_.descend(s_.bin);
     }
   }
 
- private:
   [[nodiscard]] SMARTSPEC_DEVICE std::uint64_t weight_of(float logit) const {
     if constexpr (!kMasses) return 1;
     const double x = (static_cast<double>(logit) - static_cast<double>(max_)) * inv_t_;
     return x < -29.0 ? 0 : core::to_fixed(core::portable_exp(x));  // below 2^-41: rounds to 0
   }
 
-  /// Calls visit(logit, key) for the kept tokens of the crossing bins so far.
-  template <class Visit>
-  SMARTSPEC_DEVICE void for_each(Visit visit) const {
+  /// Calls visit(logit, key) for the kept tokens of the crossing bins so far, and rest(logit) for
+  /// the kept ones below the head.
+  template <class Visit, class Rest>
+  SMARTSPEC_DEVICE void for_each(Visit visit, Rest rest) const {
     const auto take = [&](float l, TokenId v) {
+      if (l < floor_) {
+        if (cut_.keeps(l, v)) rest(l);
+        return;
+      }
       if (!cut_.keeps(l, v)) return;
       const std::uint64_t key = core::order_key(l, v);
       if (bins_.holds(l, key)) visit(l, key);
@@ -107,17 +135,26 @@ class Selector {
     for_each_edit<kThreads>(row_, sequence_.edits, [&](TokenId v, float l) { take(l, v); });
   }
 
-  /// Sets s_.bin; gives the mass above it.
-  SMARTSPEC_DEVICE std::uint64_t find_crossing(std::uint64_t above) {
+  /// Sets s_.bin and s_.above, the mass of the bins before it.
+  SMARTSPEC_DEVICE bool find_crossing(std::uint64_t above) {
     constexpr int kPerThread = (kBins + kThreads - 1) / kThreads;
     const int thread = device::thread_index();
     device::sync_block();
     for (int i = thread; i < kBins; i += kThreads) s_.masses[i] = 0;
     device::sync_block();
-    for_each([&](float l, std::uint64_t key) {
-      const std::uint64_t w = weight_of(l);
-      if (w != 0) device::atomic_add(&s_.masses[bins_.bin_of(l, key)], w);
-    });
+    double rest = 0.0;
+    for_each(
+        [&](float l, std::uint64_t key) {
+          const std::uint64_t w = weight_of(l);
+          if (w != 0) device::atomic_add(&s_.masses[bins_.bin_of(l, key)], w);
+        },
+        [&](float l) {
+          if constexpr (kMasses) {
+            if (bins_.level == 0) {
+              rest += static_cast<double>(device::exp2_approx((l - max_) * scale_));
+            }
+          }
+        });
     device::sync_block();
     std::uint64_t own = 0;
     for (int i = 0; i < kPerThread; ++i) {
@@ -126,7 +163,7 @@ class Selector {
     }
     std::uint64_t total = 0;
     std::uint64_t before = above + exclusive_sum<kThreads>(own, total, sequence_.shared->scratch);
-    if (bins_.level == 0) target_ = target_of(total);
+    if (bins_.level == 0 && !set_target(total, rest)) return false;
     if (before < target_ && before + own >= target_) {
       int bin = thread * kPerThread;
       while (before + s_.masses[bin] < target_) before += s_.masses[bin++];
@@ -134,16 +171,30 @@ class Selector {
       s_.above = before;
     }
     device::sync_block();
-    return s_.above;
+    return true;
   }
 
-  [[nodiscard]] SMARTSPEC_DEVICE std::uint64_t target_of(std::uint64_t total) const {
-    if constexpr (kMasses) {
-      return core::top_p_target(static_cast<double>(sequence_.top_p), total);
-    } else {
+  /// Bounds of the target, `rest` being this thread's share of what is below the head. False: it is
+  /// not reached in the head. All threads.
+  SMARTSPEC_DEVICE bool set_target(std::uint64_t total, double rest) {
+    if constexpr (!kMasses) {
       const auto k = static_cast<std::uint64_t>(sequence_.top_k);
-      return k < total ? k : total;
+      target_ = k < total ? k : total;
+      target_high_ = target_;
+      return !is_head() || total >= k;
     }
+    const auto p = static_cast<double>(sequence_.top_p);
+    target_ = target_high_ = core::top_p_target(p, total);
+    if (!is_head()) return true;
+    // Relative error of the sum below 2^-16 (exponents down to -41 in single precision: 2^-17), and
+    // half a unit of rounding for each of at most `vocab_size` exact masses.
+    rest = 0x1p+40 * reduce<kThreads>(rest, 0.0, Sum{}, sequence_.shared->scratch);
+    const double rounding = static_cast<double>(row_.end);
+    const double low = rest * (1.0 - 0x1p-16) - rounding;
+    const double high = rest * (1.0 + 0x1p-16) + rounding;
+    if (low > 0.0) target_ = core::top_p_target(p, total + static_cast<std::uint64_t>(low));
+    target_high_ = core::top_p_target(p, total + static_cast<std::uint64_t>(high) + 1);
+    return total >= target_high_;
   }
 
   /// Lists the tokens of the crossing bin, as many as fit, and counts them.
@@ -151,37 +202,50 @@ class Selector {
     device::sync_block();
     if (device::thread_index() == 0) s_.count = 0;
     device::sync_block();
-    for_each([&](float l, std::uint64_t key) {
-      if (bins_.bin_of(l, key) != s_.bin) return;
-      const std::uint64_t w = weight_of(l);
-      if (w == 0) return;
-      const int at = device::atomic_add(&s_.count, 1);
-      if (at >= kListed) return;
-      s_.keys[at] = key;
-      s_.weights[at] = w;
-    });
+    for_each(
+        [&](float l, std::uint64_t key) {
+          if (bins_.bin_of(l, key) != s_.bin) return;
+          const std::uint64_t w = weight_of(l);
+          if (w == 0) return;
+          const int at = device::atomic_add(&s_.count, 1);
+          if (at >= kListed) return;
+          s_.keys[at] = key;
+          s_.weights[at] = w;
+        },
+        [](float) {});
     device::sync_block();
   }
 
-  [[nodiscard]] SMARTSPEC_DEVICE core::Cut rank(std::uint64_t above) const {
+  [[nodiscard]] SMARTSPEC_DEVICE std::uint64_t mass_down_to(std::uint64_t key,
+                                                            std::uint64_t above) const {
+    for (int j = 0; j < s_.count; ++j) above += s_.keys[j] >= key ? s_.weights[j] : 0;
+    return above;
+  }
+
+  /// Sets found_. False: with the target's upper bound it would be another token.
+  SMARTSPEC_DEVICE bool rank(std::uint64_t above) {
     std::uint64_t best = 0;
     for (int i = device::thread_index(); i < s_.count; i += kThreads) {
       const std::uint64_t key = s_.keys[i];
-      std::uint64_t mass = above;
-      for (int j = 0; j < s_.count; ++j) mass += s_.keys[j] >= key ? s_.weights[j] : 0;
-      if (mass >= target_ && key > best) best = key;
+      if (key > best && mass_down_to(key, above) >= target_) best = key;
     }
     best = reduce<kThreads>(best, std::uint64_t{0}, Max{}, sequence_.shared->scratch);
-    return {core::logit_of(best), core::token_of(best)};
+    found_ = {core::logit_of(best), core::token_of(best)};
+    return target_high_ == target_ || mass_down_to(best, above) >= target_high_;
   }
 
   const Sequence<kType, kThreads>& sequence_;
   const Row<kType>& row_;
   float max_;
+  float lowest_;
   core::Cut cut_;
   Selection& s_;
   double inv_t_ = 1.0;
+  float scale_ = 1.0F;       // log2(e) / T
+  float floor_ = kMinusInf;  // of the head; -inf: all tokens are
   std::uint64_t target_ = 0;
+  std::uint64_t target_high_ = 0;
+  core::Cut found_{};
   Bins bins_{};
 };
 

@@ -62,6 +62,11 @@ constexpr SharedShape shared_shape(const Verify& v, std::size_t rest_bytes) {
   return shape;
 }
 
+/// log2(e) / T, finite.
+SMARTSPEC_DEVICE float log2_scale(double inv_t) {
+  return inv_t < 2e38 ? static_cast<float>(inv_t) * kLog2E : 2.9e38F;
+}
+
 /// First pass over a processed row.
 struct Summary {
   float max = kMinusInf;

@@ -1,11 +1,12 @@
 // SPDX-FileCopyrightText: The SmartSpec authors
 // SPDX-License-Identifier: Apache-2.0
-// For tests on a device that launch a kernel of their own size over a Verify: the operation runs in
-// its place, with the library's size.
+// For tests on a device that launch kernels of their own size over a Verify: the operation runs in
+// their place, with the library's size.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "smartspec/cuda_ops.hpp"
 
@@ -21,8 +22,10 @@ struct LaunchShape {
 template <class Kernel>
 void launch(const LaunchShape& /*shape*/, Stream stream, const Kernel& kernel) {
   const Verify& v = kernel.verify;
-  verify(v, nullptr, verify_workspace_bytes(v.rule, v.num_sequences, kMaxTreeNodes, v.vocab_size),
-         stream);
+  const std::size_t bytes =
+      verify_workspace_bytes(v.rule, v.num_sequences, kMaxTreeNodes, v.vocab_size);
+  std::vector<std::uint64_t> workspace((bytes + 7) / 8);  // memory of both sides (support.cpp)
+  verify(v, workspace.data(), 8 * workspace.size(), stream);
 }
 
 }  // namespace on_device
