@@ -4,10 +4,11 @@
 # bench/cuda/gpu_check.sh [--output-dir DIR] [--build-dir DIR] [--seconds N] [--gtest DIR]
 #                         [--arch 90a-real] [--jobs N]
 # Everything that needs a GPU, in one call of under 9 minutes and without a network: build for one
-# architecture, tests on the device, benchmarks with the copy bandwidth of the same run, torch side
-# by side, compute-sanitizer. A stage that fails or runs out of time is recorded and the next one
-# runs. Writes gpu_check.json, log.txt and one JSON per program to the output folder ($OUT, else
-# <build>/results); ends with a table; exits 1 when a stage failed.
+# architecture, tests on the device, the engine against the CPU's with the shipped pair, benchmarks
+# with the copy bandwidth of the same run, torch side by side, compute-sanitizer. A stage that fails
+# or runs out of time is recorded and the next one runs. Writes gpu_check.json, log.txt and one JSON
+# per program to the output folder ($OUT, else <build>/results); ends with a table; exits 1 when a
+# stage failed.
 # Needs nvcc, CMake 3.26, a C++20 compiler, Python 3.11 with pybind11; torch with CUDA for the
 # comparison. Looks for GoogleTest's sources in --gtest when no package is installed.
 set -uo pipefail
@@ -136,6 +137,8 @@ for program in "${programs[@]}"; do
 done
 [ $module = ON ] && stage 'Python operations' 60 "$python" -m pytest -q --noconftest \
   -p no:cacheprovider tests/python/test_cuda_ops_run.py
+[ $module = ON ] && stage 'engine against the CPU' 90 "$python" bench/cuda/compare_engine.py \
+  --json "$output/engine.json"
 stage 'bench attention, NHD' 60 "$build/bench/cuda/bench_cuda_attention" \
   --json "$output/attention.json"
 stage 'bench attention, HND' 60 "$build/bench/cuda/bench_cuda_attention" --layout HND \

@@ -14,6 +14,7 @@
 #include "host/pass_graphs.hpp"
 #include "host/runtime.hpp"
 #include "host/staging.hpp"
+#include "host/tree_walker.hpp"
 #include "smartspec/cuda_ops.hpp"
 
 namespace smartspec::cuda {
@@ -57,10 +58,14 @@ class CudaBackend final : public Backend {
   void gather_rows(const GatherRowsParams& p) override;
   void move_kv(KvMemory& kv, const KvMoveList& moves) override;
 
+  [[nodiscard]] bool walks_trees() const noexcept override { return true; }
+  void walk_trees(const WalkParams& p) override { walker_.run(p, staging_, stream_.get()); }
+
   [[nodiscard]] std::int32_t padded_rows(std::int32_t num_rows) const noexcept override;
   void run_pass(const PassKey& key, const AttentionPlan& plan,
                 const std::function<void()>& pass) override;
   [[nodiscard]] std::int64_t num_replays() const noexcept { return graphs_.num_replays(); }
+  [[nodiscard]] std::int64_t num_walked() const noexcept { return walker_.num_walked(); }
 
  private:
   CudaBackendOptions options_;
@@ -70,6 +75,7 @@ class CudaBackend final : public Backend {
   LinearRunner linear_;
   Buffer moves_;  // [2, num_moves] SlotId
   PassGraphs graphs_;
+  TreeWalker walker_;
 };
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaBackendOptions& options);

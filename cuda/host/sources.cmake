@@ -5,4 +5,5 @@ set(SMARTSPEC_CUDA_HOST_SOURCES
   ${CMAKE_CURRENT_LIST_DIR}/linear.cpp
   ${CMAKE_CURRENT_LIST_DIR}/pass_graphs.cpp
   ${CMAKE_CURRENT_LIST_DIR}/register.cpp
-  ${CMAKE_CURRENT_LIST_DIR}/staging.cpp)
+  ${CMAKE_CURRENT_LIST_DIR}/staging.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/tree_walker.cpp)

@@ -1,6 +1,8 @@
 // SPDX-FileCopyrightText: The SmartSpec authors
 // SPDX-License-Identifier: Apache-2.0
 // Whole models and the engine on the CUDA backend, on the emulated device, against the CPU.
+#include <algorithm>
+#include <limits>
 #include <map>
 #include <ostream>
 #include <string>
@@ -322,6 +324,94 @@ TEST(BackendEngine, GeneratesWhatTheCpuGenerates) {
   for (const char* proposer : {"none", "lookup", "draft", "junk"}) {
     EXPECT_EQ(generate(cuda_runtime(), proposer), right) << proposer;
   }
+}
+
+/// Parameters that the device's walk knows, and such as leave it to the host, in the same steps.
+Outputs generate_with_all_parameters(const std::shared_ptr<Runtime>& runtime) {
+  const auto target = testing::tiny_model(runtime, DType::kFloat32, 11);
+  const std::int32_t vocab = target->config().vocab_size;
+  EngineOptions options;
+  options.max_num_seqs = 8;
+  options.num_kv_blocks = 48;
+  options.max_num_batched_tokens = 64;
+  Engine engine(target, options, make_stops(vocab),
+                std::make_shared<testing::JunkProposer>(vocab, 3, 9), make_fixed_policy(4));
+  const std::vector<void (*)(SamplingParams&)> edits = {
+      [](SamplingParams& p) { p.top_p = 0.8F; },
+      [](SamplingParams& p) { p.top_k = 7, p.min_p = 0.05F; },
+      [](SamplingParams& p) {
+        p.repetition_penalty = 1.4F, p.logit_bias = {{3, 2.0F}, {5, -1.0F}};
+      },
+      [](SamplingParams& p) { p.presence_penalty = 0.7F, p.frequency_penalty = 0.3F; },
+      [](SamplingParams& p) { p.min_tokens = 4, p.stop_token_ids = {1, 2, 3, 4, 5, 6, 7}; },
+      [](SamplingParams& p) { p.bad_words = {{7}, {3, 9}}; },
+      [](SamplingParams& p) { p.logprobs = 2; },
+      [](SamplingParams& p) { p.prompt_logprobs = 1; },
+  };
+  for (const auto edit : edits) {
+    std::mt19937_64 rng(engine.stats().num_waiting + 3);
+    Request request;
+    request.prompt_token_ids = testing::random_tokens(9, vocab, rng);
+    request.sampling.temperature = 0.9F;
+    request.sampling.seed = 6;
+    request.sampling.max_tokens = 9;
+    edit(request.sampling);
+    engine.add_request(request);
+  }
+  Outputs outputs;
+  while (engine.has_unfinished()) {
+    for (const RequestOutput& output : engine.step()) {
+      EXPECT_EQ(output.error, "");
+      auto& tokens = outputs[output.id];
+      tokens.insert(tokens.end(), output.new_token_ids.begin(), output.new_token_ids.end());
+    }
+  }
+  return outputs;
+}
+
+TEST(BackendEngine, WalksTreesOnTheDevice) {
+  const auto runtime = cuda_runtime();
+  const auto& backend = dynamic_cast<const cuda::CudaBackend&>(runtime->backend());
+  const std::int64_t before = backend.num_walked();
+  EXPECT_EQ(generate_with_all_parameters(runtime), generate_with_all_parameters(cpu_runtime()));
+  EXPECT_GT(backend.num_walked() - before, 20);
+}
+
+/// How each request ended, with a model whose logits are NaN after token 50.
+std::map<RequestId, std::string> endings_with_nan(const std::shared_ptr<Runtime>& runtime) {
+  const ModelConfig config = testing::tiny_config();
+  auto weights = std::make_shared<testing::RandomWeights>(config, 11);
+  const TensorView table = *weights->find("model.embed_tokens.weight");
+  auto* row = static_cast<float*>(const_cast<void*>(table.data)) + 50 * config.hidden_size;
+  std::fill(row, row + config.hidden_size, std::numeric_limits<float>::quiet_NaN());
+  ModelOptions model_options;
+  model_options.keep_alive = weights;
+  const auto broken = std::make_shared<const Model>(
+      runtime, config, [&](std::string_view name) { return weights->find(name); }, model_options);
+  Engine engine(broken, EngineOptions{}, nullptr,
+                std::make_shared<testing::JunkProposer>(config.vocab_size, 3, 9),
+                make_fixed_policy(2));
+  for (const TokenId first : {50, 1}) {
+    Request request;
+    request.prompt_token_ids = {first, 2, 3};
+    request.sampling.temperature = 0.0F;
+    engine.add_request(request);
+  }
+  std::map<RequestId, std::string> endings;
+  while (engine.has_unfinished()) {
+    for (const RequestOutput& output : engine.step()) {
+      auto& ending = endings[output.id];
+      for (const TokenId token : output.new_token_ids) ending += std::to_string(token) + " ";
+      ending += output.error;
+    }
+  }
+  return endings;
+}
+
+TEST(BackendEngine, UnusableLogitsEndARequestInTheHostsWords) {
+  const auto right = endings_with_nan(cpu_runtime());
+  EXPECT_NE(right.begin()->second.find("not finite"), std::string::npos);
+  EXPECT_EQ(endings_with_nan(cuda_runtime()), right);
 }
 
 TEST(BackendEngine, OutOfMemoryLeavesTheRuntimeUsable) {

@@ -92,6 +92,11 @@ class SMARTSPEC_API Sampler {
   [[nodiscard]] const SamplingParams& params() const noexcept;
   [[nodiscard]] std::uint64_t seed() const noexcept;
 
+  /// The current state for a draw elsewhere; the capacity of `out` is reused. False, with `out`
+  /// unspecified, when numbers do not tell it all: allowed_token_ids, bad_words, or min_tokens not
+  /// reached yet.
+  [[nodiscard]] bool describe(DrawState& out) const;
+
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
@@ -118,6 +123,12 @@ using LogitsRow = std::function<std::span<const float>(std::int32_t node)>;
 /// Throws what sample() throws; `out` and `sampler` then hold the tokens emitted before.
 SMARTSPEC_API void verify_tree(const TokenTree& tree, const LogitsRow& logits, Sampler& sampler,
                                Verification& out);
+
+/// The same walk with tokens that were drawn elsewhere by the same rule (Sampler::describe): those
+/// of the nodes along the path, and the one after it last. `logprobs` stays empty. Throws
+/// std::invalid_argument, and changes nothing, when `drawn` is no such walk of `tree`.
+SMARTSPEC_API void accept_drawn(const TokenTree& tree, std::span<const TokenId> drawn,
+                                Sampler& sampler, Verification& out);
 
 /// Seed of completion `index` of a request with `n` > 1: distinct streams from one seed; index 0
 /// keeps the seed.

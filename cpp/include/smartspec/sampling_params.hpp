@@ -49,4 +49,22 @@ struct SMARTSPEC_API SamplingParams {
   void validate(std::int32_t vocab_size) const;
 };
 
+/// What a request's next draws depend on besides the logits, as plain numbers: for drawing them
+/// elsewhere, see Sampler::describe and smartspec::cuda::Verify.
+struct DrawState {
+  float temperature = 1.0F;
+  std::int32_t top_k = 0;  // 0: all
+  float top_p = 1.0F;
+  float min_p = 0.0F;
+  float repetition_penalty = 1.0F;
+  float frequency_penalty = 0.0F;
+  float presence_penalty = 0.0F;
+  std::uint64_t seed = 0;
+  std::int64_t position = 0;  // prompt and output tokens before the first draw
+  // Distinct tokens that penalties look at or that have a bias; equal lengths.
+  std::vector<TokenId> count_tokens;
+  std::vector<std::int32_t> output_counts;  // in the output; 0: in the prompt only, -1: in neither
+  std::vector<float> count_bias;            // added to the logit before the penalties
+};
+
 }  // namespace smartspec

@@ -20,9 +20,11 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 
+#include "smartspec/sampling_params.hpp"
 #include "smartspec/tensor_view.hpp"
 #include "smartspec/types.hpp"
 
@@ -183,6 +185,24 @@ struct KvMoveList {
   std::span<const SlotId> destinations;
 };
 
+/// One tree for walk_trees. Borrows everything.
+struct WalkSequence {
+  std::int32_t first_logits = 0;          // row of its last verified token; node n has 1 + n more
+  std::span<const TokenId> tokens;        // [nodes]
+  std::span<const std::int32_t> parents;  // [nodes]
+  const DrawState* draws = nullptr;
+};
+
+/// The target's own tokens along the accepted path of each tree (smartspec/sampler.hpp).
+struct WalkParams {
+  const float* logits = nullptr;  // [*, vocab_size] device memory
+  std::int32_t vocab_size = 0;
+  std::span<const WalkSequence> sequences;
+  // [sequences] host memory, overwritten: tokens of the path and the one after it. Empty where a
+  // draw failed: the logits are not finite, or nothing is left to draw.
+  std::span<std::vector<TokenId>> drawn;
+};
+
 /// What the verbs of a forward pass are given, besides the plan: passes with equal keys call the
 /// same verbs with the same parameters and pointers.
 struct PassKey {
@@ -228,6 +248,13 @@ class Backend {
   virtual void swiglu(const SwigluParams& p) = 0;
   virtual void gather_rows(const GatherRowsParams& p) = 0;
   virtual void move_kv(KvMemory& kv, const KvMoveList& moves) = 0;
+
+  /// Whether it has walk_trees: worth it where logits lie far from the host.
+  [[nodiscard]] virtual bool walks_trees() const noexcept { return false; }
+  /// Waits for the result. Bitwise what smartspec::verify_tree draws from the same logits.
+  virtual void walk_trees(const WalkParams& /*p*/) {
+    throw std::logic_error("walk_trees: this backend has none");
+  }
 
   /// Rows that a pass of `num_rows` should be padded to, so that passes have few different keys.
   /// Padding rows have token 0, position 0, slot -1 (nothing is written) and belong to no sequence.

@@ -34,6 +34,10 @@ struct StepRows {
   std::int32_t num_prompt_logits = 0;  // rows before the sampled one, for prompt logprobs
   bool samples = false;                // its last causal row is the newest token: draw from it
   bool is_decode = false;              // not a prompt chunk
+  /// Index of the row that the root's token is drawn from; node n's is 1 + n later.
+  [[nodiscard]] std::int32_t root_logits() const noexcept {
+    return first_logits + num_prompt_logits;
+  }
 };
 
 struct Completion {
@@ -55,8 +59,9 @@ struct Completion {
   // Scratch of one step.
   StepRows rows;
   TokenTree tree;
-  std::int32_t drafter = -1;  // whose draft `tree` is
-  bool draft_failed = false;  // a proposer threw, or returned something unsound for it
+  std::int32_t drafter = -1;       // whose draft `tree` is
+  bool draft_failed = false;       // a proposer threw, or returned something unsound for it
+  std::span<const TokenId> drawn;  // by the device; empty: the host draws
   Verification verification;
 
   /// Key towards proposers and the scheduler: unique per completion.

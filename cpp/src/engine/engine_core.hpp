@@ -90,10 +90,11 @@ class EngineCore final : private KvHost {
   void collect_scheduled(std::span<const ScheduledRows> rows);
   void build_batch();
   void add_rows(Completion& completion);
-  void verify_and_commit(std::span<const float> logits);
-  void verify(Completion& completion, std::span<const float> logits);
+  void walk_trees();
+  void verify_and_commit();
+  void verify(Completion& completion);
   void count(Completion& completion);
-  void collect_prompt_logprobs(Completion& completion, std::span<const float> logits);
+  void collect_prompt_logprobs(Completion& completion);
   void commit(Completion& completion);
   void tell_proposers();
   void tell_scheduler(double seconds);
@@ -130,6 +131,10 @@ class EngineCore final : private KvHost {
   std::vector<ProposeRequest> emitters_;     // completions that emitted tokens at this step
   std::vector<Proposer::Outcome> outcomes_;  // [emitters_]
   std::vector<RequestOutcome> request_outcomes_;
+  std::vector<Completion*> walked_;          // whose trees the device walks
+  std::vector<WalkSequence> walks_;          // [walked_]
+  std::vector<DrawState> draw_states_;       // [walked_] or more; capacity is kept
+  std::vector<std::vector<TokenId>> drawn_;  // [walked_] or more
   ForwardBatch batch_;
   std::vector<KvMove> moves_;
   std::vector<SlotId> move_sources_;

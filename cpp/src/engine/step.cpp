@@ -116,29 +116,59 @@ void EngineCore::run_moves() {
   moves_.clear();
 }
 
-void EngineCore::collect_prompt_logprobs(Completion& completion, std::span<const float> logits) {
+void EngineCore::collect_prompt_logprobs(Completion& completion) {
+  const StepRows& rows = completion.rows;
+  if (rows.num_prompt_logits == 0) return;
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
-  for (std::int32_t i = 0; i < completion.rows.num_prompt_logits; ++i) {
-    const auto row = static_cast<std::size_t>(completion.rows.first_logits + i);
+  const auto logits = decoder_.logits(rows.first_logits, rows.num_prompt_logits);
+  for (std::size_t at = 0; at < logits.size(); at += vocab) {
     const auto next = static_cast<std::size_t>(completion.prompt_logprobs.size() + 1);
     completion.prompt_logprobs.push_back(
-        compute_logprobs(logits.subspan(row * vocab, vocab), completion.info->prompt[next],
+        compute_logprobs(logits.subspan(at, vocab), completion.info->prompt[next],
                          *completion.info->sampling.prompt_logprobs));
   }
 }
 
-void EngineCore::verify(Completion& completion, std::span<const float> logits) {
+/// On the device, where logits lie far from the host: all trees in one launch, and only tokens come
+/// back. The host draws for whoever needs more than tokens, or more rules than numbers tell.
+void EngineCore::walk_trees() {
+  if (!decoder_.can_walk() || options_.record_logits_hash) return;
+  walked_.clear();
+  walks_.clear();
+  draw_states_.resize(std::max(draw_states_.size(), scheduled_.size()));
+  drawn_.resize(std::max(drawn_.size(), scheduled_.size()));
+  for (Completion* completion : scheduled_) {
+    DrawState& draws = draw_states_[walked_.size()];
+    if (!completion->rows.samples || completion->info->sampling.logprobs ||
+        !completion->sampler.describe(draws)) {
+      continue;
+    }
+    walked_.push_back(completion);
+    walks_.push_back({.first_logits = completion->rows.root_logits(),
+                      .tokens = completion->tree.tokens,
+                      .parents = completion->tree.parents,
+                      .draws = &draws});
+  }
+  decoder_.walk(walks_, {drawn_.data(), walks_.size()});
+  for (std::size_t i = 0; i < walked_.size(); ++i) walked_[i]->drawn = drawn_[i];
+}
+
+void EngineCore::verify(Completion& completion) {
+  Verification& verified = completion.verification;
+  std::span<const float> logits;
   const auto vocab = static_cast<std::size_t>(model_->config().vocab_size);
-  const auto root =
-      static_cast<std::size_t>(completion.rows.first_logits + completion.rows.num_prompt_logits);
   const auto row_of = [&](std::int32_t node) {
-    return logits.subspan((root + static_cast<std::size_t>(node + 1)) * vocab, vocab);
+    return logits.subspan(static_cast<std::size_t>(node + 1) * vocab, vocab);
   };
-  // By reference: the capture would not fit into the std::function and be allocated each time.
-  verify_tree(completion.tree, std::cref(row_of), completion.sampler, completion.verification);
+  if (!completion.drawn.empty()) {
+    accept_drawn(completion.tree, completion.drawn, completion.sampler, verified);
+  } else {
+    logits = decoder_.logits(completion.rows.root_logits(), 1 + completion.tree.size());
+    // By reference: the capture would not fit into the std::function and be allocated each time.
+    verify_tree(completion.tree, std::cref(row_of), completion.sampler, verified);
+  }
 
   count(completion);
-  Verification& verified = completion.verification;
   RequestOutput& output = new_output(completion);
   output.new_token_ids.assign(verified.tokens.begin(), verified.tokens.end());
   output.logprobs = verified.logprobs;
@@ -195,12 +225,12 @@ void EngineCore::commit(Completion& completion) {
                            completion.verification.tokens.end());
 }
 
-void EngineCore::verify_and_commit(std::span<const float> logits) {
+void EngineCore::verify_and_commit() {
   for (Completion* entry : scheduled_) {
     Completion& completion = *entry;
     try {
-      collect_prompt_logprobs(completion, logits);
-      if (completion.rows.samples) verify(completion, logits);
+      collect_prompt_logprobs(completion);
+      if (completion.rows.samples) verify(completion);
     } catch (const Error& error) {
       // Its logits are unusable (NaN, or everything masked): it ends, nobody else notices.
       RequestOutput& output = new_output(completion);
@@ -298,6 +328,7 @@ void EngineCore::collect_scheduled(std::span<const ScheduledRows> rows) {
         row.decode >= 0 ? decodes_[static_cast<std::size_t>(row.decode)] : find(row.id);
     completion->rows = {
         .num_causal = row.num_causal, .samples = row.samples, .is_decode = row.decode >= 0};
+    completion->drawn = {};
     completion->verification.clear();
     NoSpeculationReason& reason = completion->stats.no_speculation_reason;
     reason = row.reason;
@@ -331,11 +362,12 @@ std::span<RequestOutput> EngineCore::step() {
 
   const auto forward_start = Clock::now();
   run_moves();
-  const std::span<const float> logits = decoder_.forward(batch_);
+  decoder_.run(batch_);
+  walk_trees();
   stats_.forward_seconds += seconds_since(forward_start);
 
   const auto verify_start = Clock::now();
-  verify_and_commit(logits);
+  verify_and_commit();
   stats_.verify_seconds += seconds_since(verify_start);
 
   ++stats_.num_steps;

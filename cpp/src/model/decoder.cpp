@@ -59,7 +59,8 @@ struct Decoder::Impl {
   Impl(std::shared_ptr<const Model> owner, std::int32_t num_blocks, std::int32_t block_size,
        DType kv_dtype, std::int32_t max_positions);
 
-  std::span<const float> forward(const ForwardBatch& batch);
+  void forward(const ForwardBatch& batch);
+  std::span<const float> host_rows(std::int32_t first, std::int32_t count);
   void check(const ForwardBatch& batch) const;
   void check(const AttentionSequence& s, std::int32_t num_rows) const;
 
@@ -98,13 +99,14 @@ struct Decoder::Impl {
   std::array<const void*, 13> pointers{};  // that verbs get, of the last pass
 
   // Activations, all f32; the pointers follow the buffers below.
-  float* residual = nullptr;   // [rows, hidden]
-  float* normed = nullptr;     // [rows, hidden]
-  float* qkv = nullptr;        // [rows, q + k + v]
-  float* attention = nullptr;  // [rows, heads * head_dim]
-  float* gate_up = nullptr;    // [rows, 2 * intermediate]
-  float* activated = nullptr;  // [rows, intermediate]
-  float* logits = nullptr;     // [wanted, vocab]
+  float* residual = nullptr;    // [rows, hidden]
+  float* normed = nullptr;      // [rows, hidden]
+  float* qkv = nullptr;         // [rows, q + k + v]
+  float* attention = nullptr;   // [rows, heads * head_dim]
+  float* gate_up = nullptr;     // [rows, 2 * intermediate]
+  float* activated = nullptr;   // [rows, intermediate]
+  float* logits = nullptr;      // [wanted, vocab]
+  std::int32_t num_logits = 0;  // wanted rows of the last pass
   Buffer residual_buffer, normed_buffer, qkv_buffer, attention_buffer, gate_up_buffer,
       activated_buffer, logits_buffer;
   Buffer host_logits;  // unused on the CPU
@@ -331,9 +333,10 @@ void Decoder::Impl::run() {
   linear(m.lm_head, Buffer(), normed, logits, wanted, false);
 }
 
-std::span<const float> Decoder::Impl::forward(const ForwardBatch& batch) {
+void Decoder::Impl::forward(const ForwardBatch& batch) {
   check(batch);
-  if (batch.num_rows() == 0) return {};
+  num_logits = 0;
+  if (batch.num_rows() == 0) return;
   const auto wanted = static_cast<std::int32_t>(batch.logits_rows.size());
 
   const std::lock_guard lock(m.runtime->mutex());
@@ -350,15 +353,25 @@ std::span<const float> Decoder::Impl::forward(const ForwardBatch& batch) {
   note_pointers();
   backend.run_pass(key, *plan, [this] { run(); });
 
-  const std::size_t count =
-      static_cast<std::size_t>(wanted) * static_cast<std::size_t>(config.vocab_size);
-  if (backend.is_host_visible() || count == 0) return {logits, count};
-  if (host_logits.size() < count * sizeof(float)) {
+  num_logits = wanted;
+}
+
+std::span<const float> Decoder::Impl::host_rows(std::int32_t first, std::int32_t count) {
+  check_range("first", first, 0, num_logits);
+  check_range("count", count, 0, num_logits - first);
+  const auto vocab = static_cast<std::size_t>(config.vocab_size);
+  const std::size_t start = static_cast<std::size_t>(first) * vocab;
+  const std::size_t size = static_cast<std::size_t>(count) * vocab;
+  if (backend.is_host_visible() || size == 0) return {logits + start, size};
+  const std::lock_guard lock(m.runtime->mutex());
+  // As large as the device's, so that rows fetched earlier stay where they are.
+  if (host_logits.size() < logits_buffer.size()) {
     host_logits = Buffer();
     host_logits = backend.allocate_host(logits_buffer.size());
   }
-  backend.download(host_logits.data(), logits, count * sizeof(float));
-  return {host_logits.as<const float>(), count};
+  float* host = host_logits.as<float>() + start;
+  backend.download(host, logits + start, size * sizeof(float));
+  return {host, size};
 }
 
 Decoder::Decoder(std::shared_ptr<const Model> model, std::int32_t num_blocks,
@@ -370,7 +383,32 @@ Decoder::Decoder(std::shared_ptr<const Model> model, std::int32_t num_blocks,
 Decoder::~Decoder() = default;
 Decoder::Decoder(Decoder&&) noexcept = default;
 
-std::span<const float> Decoder::forward(const ForwardBatch& batch) { return impl_->forward(batch); }
+void Decoder::run(const ForwardBatch& batch) { impl_->forward(batch); }
+
+std::span<const float> Decoder::logits(std::int32_t first, std::int32_t count) {
+  return impl_->host_rows(first, count);
+}
+
+std::span<const float> Decoder::forward(const ForwardBatch& batch) {
+  run(batch);
+  return logits(0, impl_->num_logits);
+}
+
+bool Decoder::can_walk() const noexcept { return impl_->backend.walks_trees(); }
+
+void Decoder::walk(std::span<const WalkSequence> sequences, std::span<std::vector<TokenId>> drawn) {
+  Impl& d = *impl_;
+  for (const WalkSequence& sequence : sequences) {
+    const std::int64_t rows = 1 + std::ssize(sequence.tokens);
+    check_range("first_logits", sequence.first_logits, 0, d.num_logits - rows);
+  }
+  if (sequences.empty()) return;
+  const std::lock_guard lock(d.m.runtime->mutex());
+  d.backend.walk_trees({.logits = d.logits,
+                        .vocab_size = d.config.vocab_size,
+                        .sequences = sequences,
+                        .drawn = drawn});
+}
 
 void Decoder::move_kv(std::span<const SlotId> sources, std::span<const SlotId> destinations) {
   if (sources.size() != destinations.size()) {

@@ -35,9 +35,18 @@ class Decoder {
   ~Decoder();
   Decoder(Decoder&&) noexcept;
 
-  /// Writes K and V of every row and returns logits [logits_rows.size(), vocab_size], f32, readable
-  /// by the host until the next call.
+  /// Writes K and V of every row and works out the logits of `logits_rows`, which stay on the
+  /// device. May return before the device is done.
+  void run(const ForwardBatch& batch);
+  /// Logits [count, vocab_size] of the last run, f32, readable by the host until the next one.
+  /// Waits for the device, and copies those rows where the host cannot see them.
+  std::span<const float> logits(std::int32_t first, std::int32_t count);
+  /// run(), then all of its logits.
   std::span<const float> forward(const ForwardBatch& batch);
+  /// Whether walk() works here, so that logits need not come to the host.
+  [[nodiscard]] bool can_walk() const noexcept;
+  /// Backend::walk_trees over the logits of the last run.
+  void walk(std::span<const WalkSequence> sequences, std::span<std::vector<TokenId>> drawn);
   void move_kv(std::span<const SlotId> sources, std::span<const SlotId> destinations);
   [[nodiscard]] const Model& model() const noexcept;
 

@@ -27,6 +27,10 @@ class TokenCounts {
   void mark_prompt(TokenId token) { entry(token).in_prompt = true; }
   void add(TokenId token, std::int32_t change) { entry(token).in_output += change; }
   [[nodiscard]] std::span<const Entry> entries() const noexcept { return entries_; }
+  /// Into entries(), or -1.
+  [[nodiscard]] std::int32_t index_of(TokenId token) const noexcept {
+    return slots_.empty() ? -1 : slots_[find(token)];
+  }
 
  private:
   Entry& entry(TokenId token) {

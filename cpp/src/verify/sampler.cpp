@@ -42,6 +42,8 @@ TokenId Sampler::matched_stop_token() const noexcept {
 const SamplingParams& Sampler::params() const noexcept { return impl_->core.params(); }
 std::uint64_t Sampler::seed() const noexcept { return impl_->core.seed(); }
 
+bool Sampler::describe(DrawState& out) const { return impl_->core.describe(out); }
+
 void Verification::clear() noexcept {
   path.clear();
   tokens.clear();
@@ -53,6 +55,11 @@ void Verification::clear() noexcept {
 void verify_tree(const TokenTree& tree, const LogitsRow& logits, Sampler& sampler,
                  Verification& out) {
   verify::walk<verify::StandardRule>(tree, logits, sampler, out);
+}
+
+void accept_drawn(const TokenTree& tree, std::span<const TokenId> drawn, Sampler& sampler,
+                  Verification& out) {
+  verify::accept_drawn(tree, drawn, sampler, out);
 }
 
 std::uint64_t seed_of_completion(std::uint64_t seed, std::int32_t index) noexcept {

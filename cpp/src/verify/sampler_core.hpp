@@ -111,6 +111,22 @@ class BasicSampler {
     history_.rewind(mark);
   }
 
+  [[nodiscard]] bool describe(DrawState& out) const {
+    if (params_.allowed_token_ids || !params_.bad_words.empty()) return false;
+    if (history_.num_output_tokens() < params_.min_tokens) return false;
+    out.temperature = params_.temperature;
+    out.top_k = params_.top_k < vocab_size_ ? std::max(params_.top_k, 0) : 0;
+    out.top_p = params_.top_p;
+    out.min_p = params_.min_p;
+    out.repetition_penalty = params_.repetition_penalty;
+    out.frequency_penalty = params_.frequency_penalty;
+    out.presence_penalty = params_.presence_penalty;
+    out.seed = seed_;
+    out.position = Rule::position(history_.num_prompt_tokens(), history_.num_output_tokens());
+    describe_edits(out);
+    return true;
+  }
+
   [[nodiscard]] bool is_greedy() const noexcept { return greedy_; }
   [[nodiscard]] const History& history() const noexcept { return history_; }
   [[nodiscard]] const SamplingParams& params() const noexcept { return params_; }
@@ -137,6 +153,30 @@ class BasicSampler {
           "stop strings need the text of the tokens, and StopVocabulary::token_bytes is empty");
     }
     return params;
+  }
+
+  void describe_edits(DrawState& out) const {
+    out.count_tokens.clear();
+    out.output_counts.clear();
+    out.count_bias.clear();
+    const auto add = [&](TokenId token, std::int32_t count, float bias) {
+      out.count_tokens.push_back(token);
+      out.output_counts.push_back(count);
+      out.count_bias.push_back(bias);
+    };
+    if (history_.has_penalties()) {
+      for (const TokenCounts::Entry& entry : history_.counts().entries()) {
+        add(entry.token, entry.in_output == 0 && !entry.in_prompt ? -1 : entry.in_output, 0.0F);
+      }
+    }
+    for (const auto& [token, bias] : params_.logit_bias) {
+      const std::int32_t at = history_.has_penalties() ? history_.counts().index_of(token) : -1;
+      if (at < 0) {
+        add(token, -1, bias);
+      } else {
+        out.count_bias[static_cast<std::size_t>(at)] = bias;
+      }
+    }
   }
 
   [[nodiscard]] std::span<const float> process(std::span<const float> logits, Scratch& scratch) {

@@ -4,7 +4,11 @@
 // so equality with plain decoding holds by construction.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
+#include <stdexcept>
+#include <string>
 
 #include "smartspec/sampler.hpp"
 
@@ -28,6 +32,34 @@ void walk(const TokenTree& tree, const LogitsRow& logits, AnySampler& sampler, V
     if (child < 0 || out.finish_reason != FinishReason::kNone) return;
     node = child;
   }
+}
+
+/// The walk when the draws are given: the nodes they lead to, then accepted in order.
+template <class AnySampler>
+void accept_drawn(const TokenTree& tree, std::span<const TokenId> drawn, AnySampler& sampler,
+                  Verification& out) {
+  out.clear();
+  std::int32_t node = -1;
+  for (std::size_t i = 0; i < drawn.size(); ++i) {
+    out.rows.push_back(node + 1);
+    node = tree.find_child(node, drawn[i]);
+    if ((node < 0) == (i + 1 < drawn.size())) break;
+    if (node >= 0) out.path.push_back(node);
+  }
+  if (drawn.empty() || out.rows.size() != drawn.size() || node >= 0) {
+    throw std::invalid_argument("drawn: token " + std::to_string(out.rows.size()) + " of " +
+                                std::to_string(drawn.size()) +
+                                "; each but the last must be a child of the one before, and the "
+                                "last one must not");
+  }
+  std::size_t count = 0;
+  while (count < drawn.size() && out.finish_reason == FinishReason::kNone) {
+    out.tokens.push_back(drawn[count]);
+    out.finish_reason = sampler.accept(drawn[count]);
+    ++count;
+  }
+  out.rows.resize(count);
+  out.path.resize(std::min(out.path.size(), count));
 }
 
 }  // namespace smartspec::verify
