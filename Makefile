@@ -30,8 +30,7 @@ PYTHON_HEADERS = $(addprefix -DPython_INCLUDE_DIR=,$(shell ls -d $(DEPS)/include
 # Where cmake/SmartspecCuda.cmake looks.
 NVCC := $(or $(CUDACXX),$(shell command -v nvcc),$(wildcard $(CUDA_PATH)/bin/nvcc \
   $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc))
-# The CUDA build needs no more of the library than this; the rest is the same as in `release`.
-CUDA_PARTS := core;verify;backend;cpu;model
+CUDA_TARGETS := _core cuda_build_test cuda_device_tests bench_cuda_attention bench_cuda_verify
 
 # configure PRESET EXTRA, build PRESET TARGETS
 define configure
@@ -98,18 +97,23 @@ test-tsan: setup-test
 	$(call build,tsan,threaded_tests)
 	$(call ctest,tsan,-L threads)
 
-# Needs nvcc, and no GPU: everything builds without warnings, no kernel spills unnoticed, and the
-# library loads where there is no driver. Kernels run emulated, in test-cpp and test-asan.
+# Needs nvcc, and no GPU: everything builds without warnings, what is for a device included, no
+# kernel spills unnoticed, and library and module say what they are where there is no driver.
+# Kernels run emulated, in test-cpp, test-python and test-asan.
 ifeq ($(NVCC),)
 test-cuda:
 	@echo '== CUDA build: skipped, no nvcc in CUDACXX, PATH, CUDA_PATH or /usr/local/cuda/bin'
 else
 test-cuda: setup-test
-	$(call configure,cuda,-DSMARTSPEC_PARTS='$(CUDA_PARTS)')
-	$(call build,cuda,smartspec cuda_build_test)
+	$(call configure,cuda)
+	$(call build,cuda,$(CUDA_TARGETS))
 	@$(STEP) --show "registers and spills of the kernels" $(LOGS)/ptxas.log \
 	  $(BIN)/python tools/ptxas_report.py build/cuda
 	$(call ctest,cuda,-R cuda_build_test)
+	@$(STEP) --show "Python operations, cuda" $(LOGS)/pytest-cuda.log \
+	  env PYTHONPATH=build/cuda/pythonpath $(BIN)/python -m pytest -q tests/python/test_cuda_ops.py
+	@$(STEP) --show "what it says of itself" $(LOGS)/info-cuda.log \
+	  env PYTHONPATH=build/cuda/pythonpath $(BIN)/python -m smartspec info
 endif
 
 # Built in build/release, where everything is compiled already.

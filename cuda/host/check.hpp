@@ -7,8 +7,9 @@
 
 namespace smartspec::cuda {
 
-/// Throws DeviceError "what: cudaErrorName (text)" unless `code` is cudaSuccess. Clears the
-/// runtime's last error, so that a later check does not report this one.
+/// Throws DeviceError "what: cudaErrorName (text)" unless `code` is cudaSuccess, or the reason why
+/// no device can be used when that is it. Clears the runtime's last error, so that a later check
+/// does not report this one.
 void check(cudaError_t code, const char* what);
 
 }  // namespace smartspec::cuda

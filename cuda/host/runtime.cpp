@@ -72,7 +72,10 @@ DeviceInfo read_device_info(int device) {
 void check(cudaError_t code, const char* what) {
   if (code == cudaSuccess) return;
   (void)cudaGetLastError();
-  throw DeviceError(std::string(what) + ": " + error_text(code));
+  // What the runtime says of these depends on the call; the reason is the same for all.
+  const bool is_unusable = code == cudaErrorInsufficientDriver || code == cudaErrorNoDevice;
+  throw DeviceError(std::string(what) + ": " +
+                    (is_unusable ? unavailable_reason() : error_text(code)));
 }
 
 const std::string& unavailable_reason() noexcept {

@@ -404,9 +404,6 @@ def test_every_operation_says_why_it_cannot_run():
         ),
         verify,
         lambda: cuda.attention_workspace_bytes(options=options, **sizes),
-        lambda: cuda.verify_workspace_bytes(
-            rule="block", max_sequences=2, max_nodes=7, vocab_size=100
-        ),
         lambda: TreeAttention(**OPTIONS, **sizes),
         lambda: TreeVerifier(vocab_size=100, max_sequences=2, max_nodes=7),
     ]  # fmt: skip
