@@ -62,6 +62,8 @@ struct LengthRequest {
   double decode_seconds = 0;    // since its first token
   std::int32_t block_room = 0;  // draft rows that fit into its last KV block
   std::int32_t backlog = 0;     // tokens a paying proposer's own cache lacks
+  /// Tokens it may still emit: what catching up may serve. 0: not known, max_depth + 1 is taken.
+  std::int32_t num_remaining = 0;
   SpeculationControl control{};
 };
 

@@ -38,8 +38,9 @@ void GoodputPolicy::Impl::learn_survival(const StepOutcome& outcome) {
   kept.clear();
 }
 
-/// A probe that came out clearly better than believed is given back, so that the next one follows
-/// at once: acceptance may have jumped, and waiting would cost more than looking again.
+/// A probe that came out better than believed is given back, so that the next one follows at once:
+/// acceptance may have jumped, and waiting would cost more than looking again. One deviation is
+/// enough, because where probes are dear they are of one token: two would never be reached.
 void GoodputPolicy::Impl::refund_probe(const StepOutcome& outcome) {
   if (last_probe_cost <= 0) return;
   const SurvivalModel::DepthRecord seen = survival->record(paying, 0);
@@ -55,7 +56,7 @@ void GoodputPolicy::Impl::refund_probe(const StepOutcome& outcome) {
     ++trials;
     accepted += made.tree.tokens[0] == outcome.requests[at].emitted[0] ? 1 : 0;
   }
-  if (trials > 0 && accepted > trials * rate + 2 * std::sqrt(trials * rate * (1 - rate))) {
+  if (trials > 0 && accepted > trials * rate + std::sqrt(trials * rate * (1 - rate))) {
     probe_seconds += last_probe_cost;
     kept_ids.clear();  // plan at the next step
   }

@@ -26,7 +26,8 @@ std::int64_t context_of(const LengthRequest& request) noexcept {
 std::int32_t share_of_backlog(const LengthRequest& request) noexcept {
   constexpr std::int32_t kTokensPerStep = 4;
   constexpr std::int32_t kMostSteps = 64;
-  const std::int32_t steps = std::clamp(request.max_depth / kTokensPerStep, 1, kMostSteps);
+  const std::int32_t remaining = std::max(request.num_remaining, request.max_depth);
+  const std::int32_t steps = std::clamp(remaining / kTokensPerStep, 1, kMostSteps);
   return (std::max(request.backlog, 0) + steps - 1) / steps;
 }
 
@@ -404,7 +405,7 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
 /// Thinking costs a cold cache some tens of microseconds. Where steps are so short that this is
 /// felt, a plan serves several of them; candidates of free proposers are new at every step.
 std::int32_t GoodputPolicy::Impl::steps_per_plan(double step_seconds) noexcept {
-  constexpr double kWorthAPlan = 1.5e-3;
+  constexpr double kWorthAPlan = 6e-3;
   constexpr double kMost = 8;
   return static_cast<std::int32_t>(std::clamp(kWorthAPlan / step_seconds, 1.0, kMost));
 }

@@ -18,7 +18,7 @@ using trace::Reader;
 
 // Bytes that one of them takes at least: bounds counts before anything is allocated for them.
 constexpr std::size_t kProposerBytes = 5;
-constexpr std::size_t kRequestBytes = 77;
+constexpr std::size_t kRequestBytes = 81;
 constexpr std::size_t kCandidateBytes = 9;
 constexpr std::size_t kChoiceBytes = 12;
 constexpr std::size_t kDraftBytes = 44;
@@ -61,6 +61,7 @@ LengthRequest get_request(Reader& in, std::size_t num_proposers) {
   request.decode_seconds = in.get<double>("decode_seconds");
   request.block_room = get_room(in, "block_room");
   request.backlog = get_number(in, "backlog");
+  request.num_remaining = get_room(in, "num_remaining");
   SpeculationControl& control = request.control;
   control.enabled = in.get_bool("control.enabled");
   control.min_tokens = in.get_in<std::int32_t>("control.min_tokens", 0, kMaxTreeNodes);

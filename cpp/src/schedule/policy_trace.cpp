@@ -30,7 +30,7 @@ void put_load(trace::Writer& out, const StepLoad& load) {
 
 void put_request(trace::Writer& out, const LengthRequest& request) {
   const auto& [id, num_tokens, max_depth, num_drafted, num_accepted, group, num_output_tokens,
-               decode_seconds, block_room, backlog, control] = request;
+               decode_seconds, block_room, backlog, num_remaining, control] = request;
   const auto& [enabled, min_tokens, max_tokens, proposer, tpot_target] = control;
   out.put(id);
   out.put(num_tokens);
@@ -42,6 +42,7 @@ void put_request(trace::Writer& out, const LengthRequest& request) {
   out.put(decode_seconds);
   out.put(block_room);
   out.put(backlog);
+  out.put(num_remaining);
   out.put(enabled);
   out.put(min_tokens);
   out.put(max_tokens);

@@ -72,6 +72,7 @@ LengthRequest Scheduler::Impl::show(const SchedulerEntry& entry, std::int32_t ma
       .decode_seconds = entry.has_emitted ? now - entry.first_token_time : 0,
       .block_room = block_size > 0 ? (block_size - entry.num_tokens % block_size) % block_size : 0,
       .backlog = 0,
+      .num_remaining = std::max(0, entry.request.max_tokens - entry.num_output_tokens),
       .control = entry.request.control};
 }
 

@@ -228,7 +228,7 @@ TEST(GoodputPolicy, ComesBackWhenDraftsBecomeRight) {
 TEST(GoodputPolicy, CatchingUpIsPaidOnceAndDoesNotKeepARequestFromStarting) {
   GoodputPolicy policy(options());
   std::vector<LengthRequest> requests{
-      {.id = 0, .num_tokens = 2000, .max_depth = 400, .backlog = 2000}};
+      {.id = 0, .num_tokens = 2000, .max_depth = 8, .backlog = 1 << 20, .num_remaining = 400}};
   std::vector<DraftChoice> choices(1);
   const StepView view{.base = {.num_tokens = 1, .num_sequences = 1, .num_logits = 1},
                       .num_decodes = 1,
@@ -236,8 +236,7 @@ TEST(GoodputPolicy, CatchingUpIsPaidOnceAndDoesNotKeepARequestFromStarting) {
                       .proposers = kPaid};
   policy.plan(view, requests, {}, choices);
   EXPECT_GT(choices[0].depth, 0);
-  requests[0].max_depth = 2;  // too late: it would not come back
-  requests[0].backlog = 1 << 20;
+  requests[0].num_remaining = 9;  // too late: it would not come back
   policy.plan(view, requests, {}, choices);
   EXPECT_EQ(choices[0].depth, 0);
 }

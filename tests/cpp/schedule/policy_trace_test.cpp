@@ -280,8 +280,8 @@ class Spy final : public LengthPolicy {
       log << " request " << r.id << ' ' << r.num_tokens << ' ' << r.max_depth << ' '
           << r.num_drafted << ' ' << r.num_accepted << ' ' << r.group << ' ' << r.num_output_tokens
           << ' ' << r.decode_seconds << ' ' << r.block_room << ' ' << r.backlog << ' '
-          << r.control.enabled << ' ' << r.control.min_tokens << ' ' << r.control.max_tokens << ' '
-          << r.control.proposer << ' ' << r.control.tpot_target;
+          << r.num_remaining << ' ' << r.control.enabled << ' ' << r.control.min_tokens << ' '
+          << r.control.max_tokens << ' ' << r.control.proposer << ' ' << r.control.tpot_target;
     }
     log << '\n';
   }

@@ -174,6 +174,7 @@ class PolicyDriver {
     request.group = below(2);
     request.block_room = below(16);
     request.backlog = below(3);
+    request.num_remaining = request.max_depth + below(100);
     if (chance(20)) request.control.proposer = below(3);
     if (chance(10)) request.control.tpot_target = 1e-3;
     if (chance(10)) request.control.enabled = false;

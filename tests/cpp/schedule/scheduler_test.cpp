@@ -157,6 +157,7 @@ TEST(SchedulerTest, ShowsTheStepToThePolicy) {
   EXPECT_EQ(shown.max_depth, 16);
   EXPECT_EQ(shown.group, 1);
   EXPECT_EQ(shown.num_output_tokens, 2);
+  EXPECT_EQ(shown.num_remaining, 18);
   EXPECT_DOUBLE_EQ(shown.decode_seconds, 3);
   EXPECT_EQ(shown.block_room, 0);
 
