@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/thread_pool.hpp"
 
+#include <chrono>
 #include <stdexcept>
 #include <string>
 
@@ -13,7 +14,9 @@ namespace smartspec::cpu {
 namespace {
 
 constexpr std::int32_t kMaxThreads = 1024;
-constexpr int kWorkerSpins = 4000;  // some tens of microseconds: longer than a gap between layers
+// Longer than what lies between two passes of a busy engine: waking a sleeper takes 50 us.
+constexpr std::chrono::microseconds kWorkerSpin{250};
+constexpr int kSpinsPerLook = 64;  // at the clock
 constexpr int kCallerSpins = 20000;
 constexpr std::uint64_t kOpen = std::uint64_t{1} << 31;
 
@@ -95,11 +98,14 @@ void ThreadPool::drain(std::int32_t thread) {
 }
 
 std::uint32_t ThreadPool::wait_for_job(std::uint32_t seen) {
-  for (int spins = 0; spins < kWorkerSpins; ++spins) {
-    const std::uint32_t epoch = epoch_.load(std::memory_order_acquire);
-    if (epoch != seen) return epoch;
-    relax();
-  }
+  const auto end = std::chrono::steady_clock::now() + kWorkerSpin;
+  do {
+    for (int spins = 0; spins < kSpinsPerLook; ++spins) {
+      const std::uint32_t epoch = epoch_.load(std::memory_order_acquire);
+      if (epoch != seen) return epoch;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
   sleepers_.fetch_add(1);
   while (epoch_.load() == seen) epoch_.wait(seen);
   sleepers_.fetch_sub(1);

@@ -144,7 +144,6 @@ struct GoodputPolicy::Impl {
   void keep_plan(std::span<const LengthRequest> requests, std::span<const DraftChoice> choices);
   void plan_paid(const StepView& step, std::span<const LengthRequest> requests);
   void choose_offers(std::span<const LengthRequest> requests, double node_price);
-  void be_optimistic();
   void expect_paid(std::span<const LengthRequest> requests);
   void assign(std::span<const LengthRequest> requests, const Price& price, double step_seconds);
   void evaluate(const StepView& step, std::span<const LengthRequest> requests);
@@ -154,6 +153,9 @@ struct GoodputPolicy::Impl {
                                      bool whole_backlog = false) const;
   [[nodiscard]] Price price_of(std::span<const LengthRequest> requests, double goodput,
                                double seconds_per_node) const;
+
+  // goodput_probe.cpp: drafts made to learn
+  void be_optimistic();
   bool explore(const StepView& step, std::span<const LengthRequest> requests,
                std::span<DraftChoice> choices);
   [[nodiscard]] std::int32_t choose_probe(const StepView& step) const;
