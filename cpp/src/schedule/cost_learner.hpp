@@ -21,8 +21,8 @@ namespace smartspec::cost {
 ///  - Noise along the state itself stands for changes of clock: everything moves in proportion.
 ///  - Residuals beyond a few deviations are clipped; if they keep one sign, over all passes or at
 ///    one knot, something did change, and the certainty that stands against it is given up.
-///  - Linear terms that come out negative are conditioned on zero; the rising staircase is enforced
-///    in the table only, by pooling.
+///  - The state is conditioned on a staircase that rises and on terms that are not negative; what
+///    still descends between the knots of the grid is pooled in the table.
 class CostLearner {
  public:
   CostLearner(const CostCoefficients& start, const CostTable& table,
@@ -61,6 +61,7 @@ class CostLearner {
   [[nodiscard]] double dot(const Row& row, const Vector& vector) const;
   bool believe(double ratio, Cell& cell);
   void notice(double clipped, double residual, const Row& row);
+  void limit_terms(const Row& row);
   void drift();
   void rescale(CostTable& table);
   void smooth();
@@ -82,6 +83,9 @@ class CostLearner {
   std::vector<double> start_;  // [m] staircase at the table's knots
   std::vector<Anchor> anchors_;
   std::array<double, kNumTerms> unit_{};
+  std::array<double, kNumTerms> start_terms_{};  // state of the terms at the start
+  double start_sd_ = 1;                          // of them, relative
+  std::array<double, kKnots> grid_ratio_{};      // start at the knot below / start at the knot
   Vector state_{};
   std::array<double, kKnots * kKnots> closeness_{};  // beforehand, of a knot's factor to another's
   std::array<double, kSize * kSize> prior_{};

@@ -14,6 +14,7 @@ namespace {
 constexpr double kCommonSd = 1.5;
 constexpr double kLocalSd = 1;
 constexpr double kTermSd = 1.7;
+constexpr double kTermShare = 0.1;    // of any pass: deviation of a term that starts near zero
 constexpr double kLocalRange = 1.2;   // in logarithms of tokens
 constexpr double kOwnShare = 0.1;     // of that variance is a knot's own
 constexpr double kScaleDrift = 0.03;  // share of a residual that moves everything at once
@@ -32,6 +33,7 @@ constexpr std::int32_t kRunLength = 8;   // outliers in a row at any knots: the 
 constexpr std::int32_t kColdVisits = 3;  // passes at a knot before a slow one counts in full
 constexpr double kMaxResidual = 8;       // relative, of outliers that are believed
 constexpr double kMaxLogSpeed = 7;
+constexpr double kMaxFactor = 1e3;  // on the start; beyond, it starts anew
 constexpr double kSmoothRate = 0.3;
 constexpr double kSmoothSd = 0.2;
 constexpr double kNoEvidence = 1e-6;
@@ -48,6 +50,12 @@ CostLearner::CostLearner(const CostCoefficients& start, const CostTable& table,
     : memory_(options.memory_passes), outlier_ratio_(options.outlier_ratio) {
   const std::size_t num_knots = table.knots.size();
   start_ = table.seconds;
+  double below = 0;
+  for (std::size_t i = 0; i < kKnots; ++i) {
+    const double here = table.read(table.seconds, table.place(kGrid[i]));
+    grid_ratio_[i] = below / here;
+    below = here;
+  }
   for (const std::int32_t knot : table.knots) {
     const auto above = std::upper_bound(kGrid.begin(), kGrid.end(), knot) - kGrid.begin();
     const std::size_t low = std::min(static_cast<std::size_t>(above), kKnots - 1) - 1;
@@ -61,7 +69,7 @@ CostLearner::CostLearner(const CostCoefficients& start, const CostTable& table,
                                             small / std::max(1, 4 * start.experts_per_token)};
   for (std::size_t term = 0; term < kNumTerms; ++term) {
     unit_[term] = std::max(table.per[term], least[term]);
-    state_[kKnots + term] = table.per[term] / unit_[term];
+    state_[kKnots + term] = start_terms_[term] = table.per[term] / unit_[term];
   }
   if (start.num_experts == 0) unit_[kExpert] = 0;
   std::fill_n(state_.begin(), kKnots, 1.0);
@@ -77,6 +85,7 @@ CostLearner::CostLearner(const CostCoefficients& start, const CostTable& table,
   for (std::size_t i = kKnots; i < kSize; ++i) {
     prior_[i * kSize + i] = kTermSd * kTermSd * error;
   }
+  start_sd_ = kTermSd * options.start_error;
   covariance_ = prior_;
   pool_value_.reserve(num_knots);
   pool_weight_.reserve(num_knots);
@@ -137,6 +146,27 @@ bool CostLearner::believe(double ratio, Cell& cell) {
   // Without normal passes elsewhere in the meantime it may be the whole machine: wait for that.
   const bool local = normal_ - cell.normal >= kRepeats;
   return everywhere >= kRunLength || (std::abs(cell.outliers) >= kRepeats && local);
+}
+
+/// What a term may add per count says little before it is known how many counts a pass has: beside
+/// thousands of tokens, pairs that start at zero could explain everything. So no term is further
+/// off than by its own start or a tenth of a pass, as if that had been known from the first on.
+void CostLearner::limit_terms(const Row& row) {
+  constexpr double kLeast = 1e-3;
+  for (std::size_t k = 0; k < row.size; ++k) {
+    const std::size_t i = row.index[k];
+    if (i < kKnots) continue;
+    const double start = start_terms_[i - kKnots];
+    const double sd = std::max({start_sd_ * start, kTermShare / row.value[k], kLeast});
+    double& prior = prior_[i * kSize + i];
+    if (!(prior > 1.2 * sd * sd)) continue;
+    const double variance = 1 / (1 / (sd * sd) - 1 / prior);
+    prior = sd * sd;
+    Row one;
+    one.add(i, 1);
+    const Vector gain = gain_of(one);
+    update(gain, start - state_[i], gain[i] + variance);
+  }
 }
 
 /// Adds the noise of one step: a little of everything, and drift of the whole.
@@ -227,7 +257,7 @@ void CostLearner::update(const Vector& gain, double residual, double variance) {
 /// After loads or times beyond what the arithmetic holds.
 void CostLearner::reset() {
   covariance_ = prior_;
-  for (double& value : state_) value = std::isfinite(value) ? value : 1;
+  for (double& value : state_) value = std::abs(value) < kMaxFactor ? value : 1;
   bias_ = offset_ = 0;
 }
 
@@ -267,6 +297,7 @@ void CostLearner::observe(const CleanLoad& load, double seconds, CostTable& tabl
   const double ratio = std::clamp(seconds, kMinSeconds, kMaxSeconds) / predicted;
   const Row row = row_of(load, predicted, table);
   Cell& cell = cells_[row.knot];
+  limit_terms(row);
   drift();
   ++observed_;
   if (!believe(ratio, cell)) return;
@@ -281,11 +312,11 @@ void CostLearner::observe(const CleanLoad& load, double seconds, CostTable& tabl
   if (!(spread >= 0 && std::isfinite(spread)) || !std::isfinite(residual)) return reset();
   const double limit = kClip * std::sqrt(spread + noise_ * noise_);
   const double clipped = std::clamp(residual, -limit, limit);
-  double variance = spread + noise_ * noise_;
+  double own = noise_ * noise_;
   // A first pass may be slow because it is the first (compilation, page faults).
-  if (cell.visits < kColdVisits && residual > 0) variance += residual * residual;
+  if (cell.visits < kColdVisits && residual > 0) own += residual * residual;
   cell.visits = std::min(cell.visits + 1, kColdVisits);
-  const double share = noise_ * noise_ / (variance - spread);
+  const double share = noise_ * noise_ / own;
   for (Cell& each : cells_) each.evidence *= 1 - 1 / memory_;
   for (std::size_t i = 0; i < row.size; ++i) {
     if (row.index[i] < kKnots) cells_[row.index[i]].evidence += share * std::abs(row.value[i]);
@@ -295,49 +326,41 @@ void CostLearner::observe(const CleanLoad& load, double seconds, CostTable& tabl
     noise_ = std::clamp(noise_ + kNoiseRate * (1.25 * size - noise_), kMinNoise, kMaxNoise);
   }
   const Vector before = state_;
-  update(gain, clipped, variance);
+  update(gain, clipped, spread + own);
   constrain();
   notice(clipped / limit, residual, row);
   smooth();
   follow_speed(row, before);
+  const auto sane = [](double value) { return std::abs(value) < kMaxFactor; };
+  if (!std::all_of(state_.begin(), state_.end(), sane)) reset();
   write(table);
 }
 
-/// The state given that no linear term is negative: conditioned on zero for those that are.
+/// The state given that the staircase rises from knot to knot and no term is negative: the nearest
+/// one in the measure of the covariance, so that what is uncertain gives way (Hildreth's method:
+/// one constraint after the other, in turns). Pooling alone makes a table that predicts otherwise
+/// than the state: at a steady load a linear term can take over the slope, and the knots descend.
 void CostLearner::constrain() {
-  const Vector free = state_;
-  std::array<std::size_t, kNumTerms> active{};
-  std::size_t num_active = 0;
-  for (std::size_t round = 0; round < kNumTerms; ++round) {
-    std::size_t worst = kSize;
-    for (std::size_t i = kKnots; i < kSize; ++i) {
-      const bool known =
-          std::find(active.begin(), active.begin() + num_active, i) != active.begin() + num_active;
-      if (!known && state_[i] < -1e-12 && (worst == kSize || state_[i] < state_[worst])) worst = i;
-    }
-    if (worst == kSize) break;
-    active[num_active++] = worst;
-    // Solve covariance[active, active] * weight = state[active] by elimination.
-    double matrix[kNumTerms][kNumTerms + 1];
-    for (std::size_t i = 0; i < num_active; ++i) {
-      for (std::size_t j = 0; j < num_active; ++j) {
-        matrix[i][j] = covariance_[active[i] * kSize + active[j]];
-      }
-      matrix[i][i] += 1e-12;
-      matrix[i][num_active] = free[active[i]];
-    }
-    for (std::size_t i = 0; i < num_active; ++i) {
-      for (std::size_t k = 0; k < num_active; ++k) {
-        if (k == i) continue;
-        const double factor = matrix[k][i] / matrix[i][i];
-        for (std::size_t j = i; j <= num_active; ++j) matrix[k][j] -= factor * matrix[i][j];
-      }
-    }
-    state_ = free;
-    for (std::size_t i = 0; i < num_active; ++i) {
-      const double weight = matrix[i][num_active] / matrix[i][i];
-      const double* const column = &covariance_[active[i] * kSize];
-      for (std::size_t j = 0; j < kSize; ++j) state_[j] -= weight * column[j];
+  constexpr int kTurns = 64;
+  constexpr double kTolerance = 1e-6;
+  std::array<double, kSize> pressure{};  // of the constraint that raises entry i
+  bool moved = true;
+  for (int turn = 0; moved && turn < kTurns; ++turn) {
+    moved = false;
+    for (std::size_t i = 1; i < kSize; ++i) {
+      // state[i] >= ratio * state[i - 1]
+      const double ratio = i < kKnots ? grid_ratio_[i] : 0;
+      const double slack = state_[i] - ratio * state_[i - 1];
+      if (slack >= -kTolerance && pressure[i] == 0) continue;
+      const double* const up = &covariance_[i * kSize];
+      const double* const down = &covariance_[(i - 1) * kSize];
+      const double variance = up[i] - ratio * (up[i - 1] + down[i] - ratio * down[i - 1]);
+      if (!(variance > 0)) continue;
+      const double push = std::max(-slack / variance, -pressure[i]);
+      if (std::abs(push) * variance < kTolerance) continue;
+      pressure[i] += push;
+      moved = true;
+      for (std::size_t j = 0; j < kSize; ++j) state_[j] += push * (up[j] - ratio * down[j]);
     }
   }
   for (std::size_t i = kKnots; i < kSize; ++i) state_[i] = std::max(state_[i], 0.0);

@@ -285,6 +285,27 @@ TEST(CostLearning, HostileValuesAreIgnoredOrClampedAndSurvived) {
   EXPECT_LT(errors.p95, 0.25);
 }
 
+TEST(CostLearning, LoadsAndTimesOfAnySizeLeaveNumbers) {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    Random random(seed);
+    const Machine machine;
+    CostModel model(machine.wrong_start(random));
+    for (int i = 0; i < 3000; ++i) {
+      const auto size = [&] { return static_cast<std::int32_t>(log_uniform(random, 1, 2e9)); };
+      const StepLoad load{.num_passes = random() % 2 == 0 ? 1 : size(),
+                          .num_tokens = size(),
+                          .num_sequences = size(),
+                          .num_logits = size(),
+                          .kv_tokens = size() * std::int64_t{size()},
+                          .attention_pairs = size() * std::int64_t{size()}};
+      model.observe(load, log_uniform(random, 1e-300, 1e300));
+      ASSERT_TRUE(std::isfinite(model.predict(serving_load(random)))) << seed << ", " << i;
+    }
+    ASSERT_NO_THROW(model.coefficients().validate()) << seed;
+    EXPECT_TRUE(std::isfinite(model.speed())) << seed;
+  }
+}
+
 TEST(CostLearning, IsDeterministicAndCanBeSwitchedOff) {
   const Machine machine;
   const auto learnt = [&](bool learn) {
