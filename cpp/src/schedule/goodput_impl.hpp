@@ -106,6 +106,7 @@ struct GoodputPolicy::Impl {
   double last_price = 0;       // of a node at the last step, in tokens
   double probe_seconds = 0;    // what may be spent on probes now
   double last_probe_cost = 0;  // of this step's probe, 0: none
+  double refunded = 0;         // share of probes whose cost was given back, of late
   std::uint64_t probe_turn = 0;
 
   PolicyStats totals;

@@ -40,7 +40,8 @@ void GoodputPolicy::Impl::learn_survival(const StepOutcome& outcome) {
 
 /// A probe that came out better than believed is given back, so that the next one follows at once:
 /// acceptance may have jumped, and waiting would cost more than looking again. One deviation is
-/// enough, because where probes are dear they are of one token: two would never be reached.
+/// enough, because where probes are dear they are of one token: two would never be reached. Luck
+/// alone reaches one often; what is given back in the long run is taken from the budget.
 void GoodputPolicy::Impl::refund_probe(const StepOutcome& outcome) {
   if (last_probe_cost <= 0) return;
   const SurvivalModel::DepthRecord seen = survival->record(paying, 0);
@@ -56,10 +57,13 @@ void GoodputPolicy::Impl::refund_probe(const StepOutcome& outcome) {
     ++trials;
     accepted += made.tree.tokens[0] == outcome.requests[at].emitted[0] ? 1 : 0;
   }
-  if (trials > 0 && accepted > trials * rate + std::sqrt(trials * rate * (1 - rate))) {
-    probe_seconds += last_probe_cost;
-    kept_ids.clear();  // plan at the next step
-  }
+  if (trials <= 0) return;
+  constexpr double kRate = 1.0 / 32;
+  const bool better = accepted > trials * rate + std::sqrt(trials * rate * (1 - rate));
+  refunded += kRate * ((better ? 1 : 0) - refunded);
+  if (!better) return;
+  probe_seconds += last_probe_cost;
+  kept_ids.clear();  // plan at the next step
 }
 
 void GoodputPolicy::Impl::count(const StepOutcome& outcome, double predicted, double drafting) {
@@ -121,8 +125,8 @@ void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
   }
   overhead.learn(drafted, outcome.seconds / expected);
   // Savings are bounded, or a long idle time would pay for a burst of probes.
-  probe_seconds =
-      std::min(probe_seconds + options.probe_budget * outcome.seconds, 2 * outcome.seconds);
+  probe_seconds = std::min(probe_seconds + (1 - refunded) * options.probe_budget * outcome.seconds,
+                           2 * outcome.seconds);
 }
 
 PolicyStats GoodputPolicy::stats() const {
