@@ -140,7 +140,8 @@ struct GoodputPolicy::Impl {
   void price_steps(const StepView& step, std::span<const LengthRequest> requests);
   void plan(const StepView& step, std::span<const LengthRequest> requests,
             std::span<const Candidate> candidates, std::span<DraftChoice> choices);
-  [[nodiscard]] static std::int32_t steps_per_plan(double step_seconds) noexcept;
+  /// Steps that something serves whose price is felt on steps shorter than `worth` seconds.
+  [[nodiscard]] static std::int32_t steps_per(double worth, double step_seconds) noexcept;
   bool may_keep_plan(const StepView& step, std::span<const LengthRequest> requests);
   void keep_plan(std::span<const LengthRequest> requests, std::span<const DraftChoice> choices);
   void plan_paid(const StepView& step, std::span<const LengthRequest> requests);

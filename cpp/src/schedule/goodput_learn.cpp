@@ -106,13 +106,14 @@ void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
   const bool measured = std::isfinite(outcome.seconds) && outcome.seconds > 0;
   if (!measured) return;
   constexpr std::int64_t kWellKnown = 256;  // passes; from there on short ones are sampled
+  constexpr double kWorthLearning = 1.5e-3;
   double drafting = 0;
   for (const DraftWork& work : outcome.drafts) {
     if (work.proposer < 0 || static_cast<std::size_t>(work.proposer) >= draft.size()) continue;
     CostModel& cost = draft[static_cast<std::size_t>(work.proposer)];
     drafting += cost.predict(work.load);
     if (cost.num_observed() < kWellKnown ||
-        totals.num_steps % steps_per_plan(outcome.seconds) == 0) {
+        totals.num_steps % steps_per(kWorthLearning, outcome.seconds) == 0) {
       cost.observe(work.load, work.seconds);
     }
   }
@@ -120,7 +121,8 @@ void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
   const double expected = target.predict(outcome.load);
   const double factor = drafted ? 1 + overhead.share() : 1;
   count(outcome, expected * factor, drafting);
-  if (target.num_observed() < kWellKnown || totals.num_steps % steps_per_plan(expected) == 0) {
+  if (target.num_observed() < kWellKnown ||
+      totals.num_steps % steps_per(kWorthLearning, expected) == 0) {
     target.observe(outcome.load, outcome.seconds / factor);
   }
   overhead.learn(drafted, outcome.seconds / expected);

@@ -387,21 +387,22 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
   probe(requests, choices);
 }
 
-/// Thinking costs a cold cache some tens of microseconds. Where steps are so short that this is
-/// felt, a plan serves several of them; candidates of free proposers are new at every step.
-std::int32_t GoodputPolicy::Impl::steps_per_plan(double step_seconds) noexcept {
-  constexpr double kWorthAPlan = 6e-3;
+std::int32_t GoodputPolicy::Impl::steps_per(double worth, double step_seconds) noexcept {
   constexpr double kMost = 8;
-  return static_cast<std::int32_t>(std::clamp(kWorthAPlan / step_seconds, 1.0, kMost));
+  return static_cast<std::int32_t>(std::clamp(worth / step_seconds, 1.0, kMost));
 }
 
+/// Thinking costs a cold cache some tens of microseconds. Where steps are so short that this is
+/// felt, a plan serves several of them; candidates of free proposers are new at every step.
 bool GoodputPolicy::Impl::may_keep_plan(const StepView& step,
                                         std::span<const LengthRequest> requests) {
   if (!offers.empty() || kept_ids.size() != requests.size()) return false;
   // Where nobody drafts, nothing new is learnt of drafts either.
   constexpr std::int32_t kIdle = 8;
+  constexpr double kWorthAPlan = 6e-3;
   const bool idle = last_plan.num_nodes == 0;
-  const std::int32_t steps = idle ? kIdle : steps_per_plan(seconds_at(step.base.num_tokens));
+  const std::int32_t steps =
+      idle ? kIdle : steps_per(kWorthAPlan, seconds_at(step.base.num_tokens));
   if (++kept_age >= steps) return false;
   return std::equal(requests.begin(), requests.end(), kept_ids.begin(),
                     [](const LengthRequest& request, RequestId id) { return request.id == id; });
