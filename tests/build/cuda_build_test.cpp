@@ -81,7 +81,7 @@ TEST(CudaBuild, LeavesTheCpuAlone) {
 
 /// Operations that a device would do refuse with the reason and leave the process alive.
 TEST(CudaBuild, OperationsRefuseWithoutADevice) {
-  if (cuda::is_usable()) GTEST_SKIP() << "there is a device";
+  if (cuda::is_usable()) GTEST_SKIP() << "there is a device: nothing has to refuse";
   float row[64] = {};
   float page[64] = {};
   const SlotId slot = 0;

@@ -333,7 +333,6 @@ TEST(TreeAttentionEntry, RefusesAttention) {
 }
 
 TEST(TreeAttentionEntry, TensorCoresNeedAlignment) {
-  if (!has_tensor_kernel(DType::kBFloat16, 64)) GTEST_SKIP() << "there is no tensor kernel";
   const auto refused = [](const std::function<void(SceneRun&, AttentionPlanOptions&)>& spoil) {
     return refusal(spoil, true);
   };

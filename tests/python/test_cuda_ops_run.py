@@ -80,10 +80,10 @@ class Real:
 def device(request, monkeypatch):
     if request.param == "real":
         if not core.cuda.is_usable():
-            pytest.skip(core.cuda.unusable_reason())
+            pytest.skip(f"no device to run on: {core.cuda.unusable_reason()}")
         return Real()
     if Emulated.ops is None:
-        pytest.skip("the emulated module is not built")
+        pytest.skip("this build has no emulated module: it comes with SMARTSPEC_TESTS")
     monkeypatch.setattr(smartspec.cuda, "ops", Emulated.ops)
     monkeypatch.setattr(smartspec.cuda, "is_usable", Emulated.ops.is_usable)
     return Emulated()

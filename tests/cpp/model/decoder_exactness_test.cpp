@@ -286,6 +286,28 @@ TEST_F(DecoderMisuse, UnsoundBatchesAreRefused) {
   refused([&](ForwardBatch& b) { b.sequences[0].block_table = blocks; });
 }
 
+TEST_F(DecoderMisuse, LogitsThatAreNotThere) {
+  const auto vocab = static_cast<std::size_t>(base_config().vocab_size);
+  EXPECT_TRUE(lab_.decoder.logits(0, 0).empty());
+  EXPECT_THROW((void)lab_.decoder.logits(0, 1), std::invalid_argument);
+  lab_.decoder.run(batch_);
+  EXPECT_EQ(lab_.decoder.logits(1, 1).size(), vocab);
+  EXPECT_EQ(lab_.decoder.logits(1, 1).data(), lab_.decoder.logits(0, 2).data() + vocab);
+  EXPECT_THROW((void)lab_.decoder.logits(-1, 1), std::invalid_argument);
+  EXPECT_THROW((void)lab_.decoder.logits(1, 2), std::invalid_argument);
+
+  EXPECT_FALSE(lab_.decoder.can_walk());  // the CPU reads logits where they are
+  const DrawState draws;
+  WalkSequence walk;
+  walk.first_logits = 1;
+  walk.draws = &draws;
+  std::vector<std::vector<TokenId>> drawn(1);
+  EXPECT_THROW(lab_.decoder.walk({&walk, 1}, drawn), std::logic_error);
+  const std::vector<TokenId> token = {4};
+  walk.tokens = token;  // its row would be behind the last
+  EXPECT_THROW(lab_.decoder.walk({&walk, 1}, drawn), std::invalid_argument);
+}
+
 TEST_F(DecoderMisuse, MovesAndOptions) {
   const std::vector<SlotId> one = {0};
   const std::vector<SlotId> two = {0, 1};
