@@ -153,6 +153,7 @@ bool CostLearner::believe(double ratio, Cell& cell) {
 /// off than by its own start or a tenth of a pass, as if that had been known from the first on.
 void CostLearner::limit_terms(const Row& row) {
   constexpr double kLeast = 1e-3;
+  bool moved = false;
   for (std::size_t k = 0; k < row.size; ++k) {
     const std::size_t i = row.index[k];
     if (i < kKnots) continue;
@@ -166,7 +167,9 @@ void CostLearner::limit_terms(const Row& row) {
     one.add(i, 1);
     const Vector gain = gain_of(one);
     update(gain, start - state_[i], gain[i] + variance);
+    moved = true;
   }
+  if (moved) constrain();  // rescale() writes the state as it is
 }
 
 /// Adds the noise of one step: a little of everything, and drift of the whole.

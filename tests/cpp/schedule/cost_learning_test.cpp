@@ -306,6 +306,32 @@ TEST(CostLearning, LoadsAndTimesOfAnySizeLeaveNumbers) {
   }
 }
 
+/// A machine that stalls while loads of new kinds and sizes come: terms are limited between
+/// updates, and runs of outliers change everything without one.
+TEST(CostLearning, StallsAndNewKindsOfLoadsLeaveCostsThatAscend) {
+  std::vector<CostSegment> segments;
+  for (std::uint64_t seed = 0; seed < 100; ++seed) {
+    Random random(seed);
+    const Machine machine = Machine::random(random);
+    CostModel model(machine.wrong_start(random));
+    double stall = 1;
+    for (int i = 0; i < 400; ++i) {
+      StepLoad load = serving_load(random);
+      if (random() % 16 == 0) {
+        add_request(load, uniform(random, 1, 4096), 1, uniform(random, 1, 65536));
+      }
+      if (random() % 8 == 0) stall = log_uniform(random, 0.02, 50);
+      model.observe(load, machine.seconds(load) * stall * log_uniform(random, 0.8, 1.25));
+      ASSERT_NO_THROW(model.coefficients().validate()) << seed << ", " << i;
+      model.segments(decode(8), 100, 4096, segments);
+      for (std::size_t k = 0; k < segments.size(); ++k) {
+        ASSERT_GE(segments[k].seconds_per_token, 0) << seed << ", " << i;
+        ASSERT_GE(segments[k].seconds, k == 0 ? 0 : segments[k - 1].seconds) << seed << ", " << i;
+      }
+    }
+  }
+}
+
 TEST(CostLearning, IsDeterministicAndCanBeSwitchedOff) {
   const Machine machine;
   const auto learnt = [&](bool learn) {
