@@ -15,7 +15,13 @@
 namespace smartspec::cost {
 
 /// State: one factor on the start's staircase per grid knot (interpolated in between), then each
-/// linear term in units of its start. A pass is linear in the state, so the filter is exact.
+/// linear term in units of its start, then how much slower the machine is just now. A pass is
+/// linear in the state, so the filter is exact.
+///  - The machine's pace changes from pass to pass and comes back (other work, clocks): passes that
+///    follow each other err alike. Taken for noise of their own, a slow second at one load would
+///    make that load look dear against the others, and a policy that turned away from it would
+///    never see it fast again. How far the pace swings is learnt: what is left over must not be
+///    correlated.
 ///  - Factors of close knots are correlated beforehand: a pass moves the neighbours of its knots as
 ///    far as those are uncertain themselves.
 ///  - Noise along the state itself stands for changes of clock: everything moves in proportion.
@@ -34,13 +40,14 @@ class CostLearner {
 
  private:
   static constexpr std::size_t kKnots = kGrid.size();
-  static constexpr std::size_t kSize = kKnots + kNumTerms;
+  static constexpr std::size_t kPace = kKnots + kNumTerms;
+  static constexpr std::size_t kSize = kPace + 1;
   using Vector = std::array<double, kSize>;
 
   /// A pass as a linear function of the state, relative to its prediction. Sparse.
   struct Row {
-    std::array<std::size_t, 4 + kNumTerms> index{};
-    std::array<double, 4 + kNumTerms> value{};
+    std::array<std::size_t, 5 + kNumTerms> index{};
+    std::array<double, 5 + kNumTerms> value{};
     std::size_t size = 0;
     std::size_t knot = 0;  // that has the largest share
     void add(std::size_t i, double v) {
@@ -52,15 +59,19 @@ class CostLearner {
     std::int32_t visits = 0;
     std::int32_t outliers = 0;  // in a row; negative: fast ones
     std::int64_t normal = 0;    // normal passes of all before the first of them
+    std::int64_t calm = 0;      // passes of all that were as predicted when it began to err
     double evidence = 0;        // passes it had a share in, fading
     double bias = 0;            // of clipped residuals, in [-1, 1]
     double offset = 0;          // of relative residuals
   };
 
-  [[nodiscard]] Row row_of(const CleanLoad& load, double predicted, const CostTable& table) const;
+  /// `usual`: what the pass takes at the machine's usual pace.
+  [[nodiscard]] Row row_of(const CleanLoad& load, double usual, const CostTable& table) const;
+  [[nodiscard]] double pace() const noexcept;  // of the next pass, over the usual
+  void learn_noise(double residual, double spread);
   [[nodiscard]] double dot(const Row& row, const Vector& vector) const;
   bool believe(double ratio, Cell& cell);
-  void notice(double clipped, double residual, const Row& row);
+  void notice(double residual, double pace, double limit, const Row& row);
   void limit_terms(const Row& row);
   void drift();
   void rescale(CostTable& table);
@@ -93,9 +104,11 @@ class CostLearner {
   std::array<Cell, kKnots> cells_{};
   Vector usual_{};  // row of the usual pass, the yardstick of speed
   double noise_ = 0.05;
+  double swing_ = 0.5;        // deviation of the pace, in those of the noise
+  double last_surprise_ = 0;  // residual of the last pass, in deviations
   double bias_ = 0;
   double offset_ = 0;
-  double calm_ = 1;            // share of passes that were as predicted
+  std::int64_t calm_ = 0;      // passes that were as predicted
   std::int32_t outliers_ = 0;  // in a row, wherever; negative: fast ones
   std::int64_t normal_ = 0;    // passes that were no outliers
   double run_least_ = 0;       // logarithm of the mildest of them

@@ -14,20 +14,26 @@ namespace {
 constexpr double kCommonSd = 1.5;
 constexpr double kLocalSd = 1;
 constexpr double kTermSd = 1.7;
-constexpr double kTermShare = 0.1;    // of any pass: deviation of a term that starts near zero
-constexpr double kLocalRange = 1.2;   // in logarithms of tokens
-constexpr double kOwnShare = 0.1;     // of that variance is a knot's own
-constexpr double kScaleDrift = 0.03;  // share of a residual that moves everything at once
-constexpr double kMinNoise = 0.01;    // relative deviation of a pass
+constexpr double kTermShare = 0.1;   // of any pass: deviation of a term that starts near zero
+constexpr double kLocalRange = 1.2;  // in logarithms of tokens
+constexpr double kOwnShare = 0.1;    // of that variance is a knot's own
+constexpr double kScaleDrift = 0.2;  // share of a residual that moves everything at once
+constexpr double kMinNoise = 0.01;   // relative deviation of a pass
 constexpr double kMaxNoise = 0.1;
 constexpr double kClip = 2.5;  // deviations
 constexpr double kNoiseRate = 0.02;
+constexpr double kPaceKept = 0.8;  // from pass to pass, of how far the pace is off
+constexpr double kLeastPace = 0.2;
+constexpr double kMostPace = 5;
+constexpr double kSwingRate = 0.01;
+constexpr double kLeastSwing = 0.1;
+constexpr double kMostSwing = 2;
 constexpr double kBiasRate = 0.1;  // over all passes
 constexpr double kBiasLimit = 0.8;
 constexpr double kCellBiasRate = 0.3;  // over the passes at one knot
 constexpr double kCellBiasLimit = 0.8;
-constexpr double kCalmRate = 0.15;
-constexpr double kCalmLimit = 0.3;
+constexpr double kCellBiasStart = 0.4;
+constexpr double kCalm = 0.7;            // of the residual that is clipped
 constexpr std::int32_t kRepeats = 3;     // outliers in a row at one knot that are believed
 constexpr std::int32_t kRunLength = 8;   // outliers in a row at any knots: the whole machine
 constexpr std::int32_t kColdVisits = 3;  // passes at a knot before a slow one counts in full
@@ -82,7 +88,7 @@ CostLearner::CostLearner(const CostCoefficients& start, const CostTable& table,
           error * (kCommonSd * kCommonSd + kLocalSd * kLocalSd * closeness_[i * kKnots + j]);
     }
   }
-  for (std::size_t i = kKnots; i < kSize; ++i) {
+  for (std::size_t i = kKnots; i < kPace; ++i) {
     prior_[i * kSize + i] = kTermSd * kTermSd * error;
   }
   start_sd_ = kTermSd * options.start_error;
@@ -92,7 +98,11 @@ CostLearner::CostLearner(const CostCoefficients& start, const CostTable& table,
   pool_size_.reserve(num_knots);
 }
 
-double CostLearner::speed() const noexcept { return std::exp(log_speed_); }
+double CostLearner::speed() const noexcept { return std::exp(log_speed_) * pace(); }
+
+double CostLearner::pace() const noexcept {
+  return std::clamp(1 + kPaceKept * state_[kPace], kLeastPace, kMostPace);
+}
 
 double CostLearner::dot(const Row& row, const Vector& vector) const {
   double sum = 0;
@@ -100,14 +110,14 @@ double CostLearner::dot(const Row& row, const Vector& vector) const {
   return sum;
 }
 
-CostLearner::Row CostLearner::row_of(const CleanLoad& load, double predicted,
+CostLearner::Row CostLearner::row_of(const CleanLoad& load, double usual,
                                      const CostTable& table) const {
   Row row;
   const auto passes = static_cast<double>(load.passes);
   const CostTable::Place place = table.padded_place(load);
   const auto add_knot = [&](std::size_t point, double share) {
     if (share == 0) return;
-    const double value = share * passes * start_[point] / predicted;
+    const double value = share * passes * start_[point] / usual;
     const Anchor& anchor = anchors_[point];
     row.add(anchor.low, value * (1 - anchor.share));
     row.add(anchor.low + 1, value * anchor.share);
@@ -117,10 +127,11 @@ CostLearner::Row CostLearner::row_of(const CleanLoad& load, double predicted,
   const std::size_t near = place.point + (place.fraction > 0.5 ? 1 : 0);
   row.knot = anchors_[near].low + (anchors_[near].share > 0.5 ? 1 : 0);
   for (std::size_t term = 0; term < load.counts.size(); ++term) {
-    row.add(kKnots + term, load.counts[term] * unit_[term] / predicted);
+    row.add(kKnots + term, load.counts[term] * unit_[term] / usual);
   }
   const double experts = passes * table.experts_at(static_cast<double>(load.tokens) / passes);
-  row.add(kKnots + kExpert, experts * unit_[kExpert] / predicted);
+  row.add(kKnots + kExpert, experts * unit_[kExpert] / usual);
+  row.add(kPace, 1);
   return row;
 }
 
@@ -156,7 +167,7 @@ void CostLearner::limit_terms(const Row& row) {
   bool moved = false;
   for (std::size_t k = 0; k < row.size; ++k) {
     const std::size_t i = row.index[k];
-    if (i < kKnots) continue;
+    if (i < kKnots || i == kPace) continue;
     const double start = start_terms_[i - kKnots];
     const double sd = std::max({start_sd_ * start, kTermShare / row.value[k], kLeast});
     double& prior = prior_[i * kSize + i];
@@ -172,18 +183,36 @@ void CostLearner::limit_terms(const Row& row) {
   if (moved) constrain();  // rescale() writes the state as it is
 }
 
-/// Adds the noise of one step: a little of everything, and drift of the whole.
+/// Adds the noise of one step: a little of everything, drift of the whole, and another pace.
 void CostLearner::drift() {
   const double renewal = 0.25 * noise_ * noise_ / memory_;
   const double scale = kScaleDrift * kScaleDrift * noise_ * noise_;
-  for (std::size_t i = 0; i < kSize; ++i) {
+  for (std::size_t i = 0; i < kPace; ++i) {
     double* const row = &covariance_[i * kSize];
     const double* const prior = &prior_[i * kSize];
     const double along = scale * state_[i];
-    for (std::size_t j = 0; j < kSize; ++j) {
+    for (std::size_t j = 0; j < kPace; ++j) {
       row[j] += renewal * (prior[j] - row[j]) + along * state_[j];
     }
   }
+  state_[kPace] *= kPaceKept;
+  double* const pace = &covariance_[kPace * kSize];
+  for (std::size_t i = 0; i < kPace; ++i) pace[i] = covariance_[i * kSize + kPace] *= kPaceKept;
+  const double swing = swing_ * noise_;
+  pace[kPace] = kPaceKept * kPaceKept * (pace[kPace] - swing * swing) + swing * swing;
+}
+
+/// Follows the noise of passes, and how much of what passes are off comes back at the next: the
+/// pace swings as far as leaves residuals that tell nothing of those to come.
+void CostLearner::learn_noise(double residual, double spread) {
+  if (spread > 4 * noise_ * noise_) return;  // not known well enough
+  const double deviation = std::sqrt(spread + noise_ * noise_);
+  const double surprise = std::clamp(residual / deviation, -kClip, kClip);
+  noise_ *= 1 + kNoiseRate * (1.25 * std::abs(surprise) - 1);
+  noise_ = std::clamp(noise_, kMinNoise, kMaxNoise);
+  swing_ *= std::exp(kSwingRate * surprise * last_surprise_);
+  swing_ = std::clamp(swing_, kLeastSwing, kMostSwing);
+  last_surprise_ = surprise;
 }
 
 /// Everything takes as much longer as the mildest outlier of the run; the state is relative to the
@@ -201,8 +230,8 @@ void CostLearner::rescale(CostTable& table) {
 
 /// Gives up certainty about the speed of everything.
 void CostLearner::widen_all(double sd) {
-  for (std::size_t i = 0; i < kSize; ++i) {
-    for (std::size_t j = 0; j < kSize; ++j) {
+  for (std::size_t i = 0; i < kPace; ++i) {
+    for (std::size_t j = 0; j < kPace; ++j) {
       covariance_[i * kSize + j] += sd * sd * state_[i] * state_[j];
     }
   }
@@ -219,20 +248,24 @@ void CostLearner::widen_around(std::size_t knot, double sd) {
   }
 }
 
-/// Residuals of one sign mean a change that clipping would follow too slowly.
-void CostLearner::notice(double clipped, double residual, const Row& row) {
+/// Residuals of one sign mean a change that clipping would follow too slowly. `pace`: what the pace
+/// was believed to explain; what lasts is no matter of pace.
+void CostLearner::notice(double residual, double pace, double limit, const Row& row) {
   Cell& cell = cells_[row.knot];
-  // While no pass anywhere is as predicted, it is not this knot.
-  calm_ += kCalmRate * ((std::abs(clipped) < 0.7 ? 1 : 0) - calm_);
+  const double whole = residual + pace;
+  const double clipped = std::clamp(whole / limit, -1.0, 1.0);
+  // While no pass elsewhere was as predicted, it is the machine and not this knot.
+  if (std::abs(clipped) < kCalm) ++calm_;
+  if (std::abs(cell.bias) < kCellBiasStart) cell.calm = calm_;
   bias_ += kBiasRate * (clipped - bias_);
-  offset_ += kBiasRate * (residual - offset_);
-  cell.bias += kCellBiasRate * (clipped - cell.bias);
+  offset_ += kBiasRate * (whole - offset_);
+  cell.bias += kCellBiasRate * (std::clamp(residual / limit, -1.0, 1.0) - cell.bias);
   cell.offset += kCellBiasRate * (residual - cell.offset);
   if (std::abs(bias_) > kBiasLimit) {
     widen_all(1.5 * std::abs(offset_));
     bias_ = offset_ = 0;
     for (Cell& each : cells_) each.bias = each.offset = 0;
-  } else if (std::abs(cell.bias) > kCellBiasLimit && calm_ > kCalmLimit) {
+  } else if (std::abs(cell.bias) > kCellBiasLimit && calm_ - cell.calm >= kRepeats) {
     widen_around(row.knot, 1.5 * std::abs(cell.offset));
     cell.bias = cell.offset = 0;
   }
@@ -261,6 +294,7 @@ void CostLearner::update(const Vector& gain, double residual, double variance) {
 void CostLearner::reset() {
   covariance_ = prior_;
   for (double& value : state_) value = std::abs(value) < kMaxFactor ? value : 1;
+  state_[kPace] = 0;
   bias_ = offset_ = 0;
 }
 
@@ -285,7 +319,7 @@ void CostLearner::follow_speed(const Row& row, const Vector& before) {
   for (std::size_t i = 0; i < row.size; ++i) usual_[row.index[i]] += kUsualRate * row.value[i];
   double was = 0;
   double is = 0;
-  for (std::size_t i = 0; i < kSize; ++i) {
+  for (std::size_t i = 0; i < kPace; ++i) {
     was += usual_[i] * before[i];
     is += usual_[i] * state_[i];
   }
@@ -298,15 +332,16 @@ void CostLearner::follow_speed(const Row& row, const Vector& before) {
 void CostLearner::observe(const CleanLoad& load, double seconds, CostTable& table) {
   const double predicted = table.predict(load);
   const double ratio = std::clamp(seconds, kMinSeconds, kMaxSeconds) / predicted;
-  const Row row = row_of(load, predicted, table);
+  const double usual = predicted / pace();
+  const Row row = row_of(load, usual, table);
   Cell& cell = cells_[row.knot];
   limit_terms(row);
   drift();
   ++observed_;
-  if (!believe(ratio, cell)) return;
+  if (!believe(ratio, cell)) return write(table);
   // Outliers in a row across knots are the machine, at one knot they are local.
   if (std::abs(outliers_) >= kRunLength) return rescale(table);
-  double residual = std::min(ratio, 1 + kMaxResidual) - dot(row, state_);
+  double residual = std::min(ratio * predicted / usual, 1 + kMaxResidual) - dot(row, state_);
   residual = std::clamp(residual, -kMaxResidual, kMaxResidual);
   if (cell.outliers != 0) widen_around(row.knot, std::abs(residual));
 
@@ -324,14 +359,11 @@ void CostLearner::observe(const CleanLoad& load, double seconds, CostTable& tabl
   for (std::size_t i = 0; i < row.size; ++i) {
     if (row.index[i] < kKnots) cells_[row.index[i]].evidence += share * std::abs(row.value[i]);
   }
-  if (spread < 4 * noise_ * noise_) {
-    const double size = std::min(std::abs(residual), 3 * noise_);
-    noise_ = std::clamp(noise_ + kNoiseRate * (1.25 * size - noise_), kMinNoise, kMaxNoise);
-  }
+  learn_noise(residual, spread);
   const Vector before = state_;
   update(gain, clipped, spread + own);
   constrain();
-  notice(clipped / limit, residual, row);
+  notice(residual, before[kPace], limit, row);
   smooth();
   follow_speed(row, before);
   const auto sane = [](double value) { return std::abs(value) < kMaxFactor; };
@@ -350,7 +382,7 @@ void CostLearner::constrain() {
   bool moved = true;
   for (int turn = 0; moved && turn < kTurns; ++turn) {
     moved = false;
-    for (std::size_t i = 1; i < kSize; ++i) {
+    for (std::size_t i = 1; i < kPace; ++i) {
       // state[i] >= ratio * state[i - 1]
       const double ratio = i < kKnots ? grid_ratio_[i] : 0;
       const double slack = state_[i] - ratio * state_[i - 1];
@@ -366,20 +398,20 @@ void CostLearner::constrain() {
       for (std::size_t j = 0; j < kSize; ++j) state_[j] += push * (up[j] - ratio * down[j]);
     }
   }
-  for (std::size_t i = kKnots; i < kSize; ++i) state_[i] = std::max(state_[i], 0.0);
+  for (std::size_t i = kKnots; i < kPace; ++i) state_[i] = std::max(state_[i], 0.0);
 }
 
 /// Fills the table from the state; knots that descend are pooled, each by its evidence.
 void CostLearner::write(CostTable& table) {
   for (std::size_t term = 0; term < kNumTerms; ++term) {
-    table.per[term] = state_[kKnots + term] * unit_[term];
+    table.per[term] = state_[kKnots + term] * unit_[term] * pace();
   }
   pool_value_.clear();
   pool_weight_.clear();
   pool_size_.clear();
   for (std::size_t i = 0; i < start_.size(); ++i) {
     const auto [low, share] = anchors_[i];
-    const double factor = (1 - share) * state_[low] + share * state_[low + 1];
+    const double factor = pace() * ((1 - share) * state_[low] + share * state_[low + 1]);
     const std::size_t near = low + (share > 0.5 ? 1 : 0);
     double value = std::max(start_[i] * factor, kMinSeconds);
     double weight = cells_[near].evidence + kNoEvidence;

@@ -100,13 +100,13 @@ struct GoodputPolicy::Impl {
     std::int32_t num_nodes = 0;
   };
   LastPlan last_plan;
-  std::vector<RequestId> kept_ids;  // of the plan that may serve another step
-  std::vector<DraftChoice> kept_choices;
-  std::int32_t kept_age = 0;
-  double last_price = 0;       // of a node at the last step, in tokens
-  double probe_seconds = 0;    // what may be spent on probes now
-  double last_probe_cost = 0;  // of this step's probe, 0: none
-  double refunded = 0;         // share of probes whose cost was given back, of late
+  std::vector<RequestId> idle_ids;  // requests of which none drafted by the last plan
+  std::int32_t idle_steps = 0;      // since then
+  bool idle = false;                // this step follows that plan
+  double last_price = 0;            // of a node at the last step, in tokens
+  double probe_seconds = 0;         // what may be spent on probes now
+  double last_probe_cost = 0;       // of this step's probe, 0: none
+  double refunded = 0;              // share of probes whose cost was given back, of late
   std::uint64_t probe_turn = 0;
 
   PolicyStats totals;
@@ -135,15 +135,13 @@ struct GoodputPolicy::Impl {
   std::int32_t paying = -1;  // the paying proposer that is being looked at
 
   // goodput_plan.cpp: before drafting
-  void start_step(const StepView& step, std::span<const LengthRequest> requests,
-                  std::span<const Candidate> candidates);
+  void take_candidates(const StepView& step, std::span<const LengthRequest> requests,
+                       std::span<const Candidate> candidates);
   void price_steps(const StepView& step, std::span<const LengthRequest> requests);
   void plan(const StepView& step, std::span<const LengthRequest> requests,
             std::span<const Candidate> candidates, std::span<DraftChoice> choices);
-  /// Steps that something serves whose price is felt on steps shorter than `worth` seconds.
-  [[nodiscard]] static std::int32_t steps_per(double worth, double step_seconds) noexcept;
-  bool may_keep_plan(const StepView& step, std::span<const LengthRequest> requests);
-  void keep_plan(std::span<const LengthRequest> requests, std::span<const DraftChoice> choices);
+  bool may_stay_idle(std::span<const LengthRequest> requests);
+  void note_plan(std::span<const LengthRequest> requests);
   void plan_paid(const StepView& step, std::span<const LengthRequest> requests);
   void choose_offers(std::span<const LengthRequest> requests, double node_price);
   void expect_paid(std::span<const LengthRequest> requests);
@@ -176,6 +174,7 @@ struct GoodputPolicy::Impl {
                             double fixed_seconds);
   std::int32_t nodes_for(std::size_t request, double tokens);
   void prune(std::span<TokenTree* const> trees);
+  static void prune_all(std::span<TokenTree* const> trees);
   [[nodiscard]] AllocationProblem problem(const StepView& step, double fixed_seconds) const;
   [[nodiscard]] double seconds_at(std::int32_t num_tokens) const;
 

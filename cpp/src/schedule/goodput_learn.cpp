@@ -63,7 +63,7 @@ void GoodputPolicy::Impl::refund_probe(const StepOutcome& outcome) {
   refunded += kRate * ((better ? 1 : 0) - refunded);
   if (!better) return;
   probe_seconds += last_probe_cost;
-  kept_ids.clear();  // plan at the next step
+  idle_ids.clear();  // plan at the next step
 }
 
 void GoodputPolicy::Impl::count(const StepOutcome& outcome, double predicted, double drafting) {
@@ -98,6 +98,17 @@ void GoodputPolicy::Impl::count(const StepOutcome& outcome, double predicted, do
   step_errors[num_step_errors++ % step_errors.size()] = static_cast<float>(error);
 }
 
+namespace {
+
+/// Learning costs a cold cache some microseconds, which is felt on short steps.
+std::int64_t steps_per_lesson(double step_seconds) {
+  constexpr double kWorthALesson = 1.5e-3;
+  constexpr double kMost = 8;
+  return static_cast<std::int64_t>(std::clamp(kWorthALesson / step_seconds, 1.0, kMost));
+}
+
+}  // namespace
+
 void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
   if (survival) {
     refund_probe(outcome);
@@ -106,14 +117,13 @@ void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
   const bool measured = std::isfinite(outcome.seconds) && outcome.seconds > 0;
   if (!measured) return;
   constexpr std::int64_t kWellKnown = 256;  // passes; from there on short ones are sampled
-  constexpr double kWorthLearning = 1.5e-3;
   double drafting = 0;
   for (const DraftWork& work : outcome.drafts) {
     if (work.proposer < 0 || static_cast<std::size_t>(work.proposer) >= draft.size()) continue;
     CostModel& cost = draft[static_cast<std::size_t>(work.proposer)];
     drafting += cost.predict(work.load);
     if (cost.num_observed() < kWellKnown ||
-        totals.num_steps % steps_per(kWorthLearning, outcome.seconds) == 0) {
+        totals.num_steps % steps_per_lesson(outcome.seconds) == 0) {
       cost.observe(work.load, work.seconds);
     }
   }
@@ -121,8 +131,7 @@ void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
   const double expected = target.predict(outcome.load);
   const double factor = drafted ? 1 + overhead.share() : 1;
   count(outcome, expected * factor, drafting);
-  if (target.num_observed() < kWellKnown ||
-      totals.num_steps % steps_per(kWorthLearning, expected) == 0) {
+  if (target.num_observed() < kWellKnown || totals.num_steps % steps_per_lesson(expected) == 0) {
     target.observe(outcome.load, outcome.seconds / factor);
   }
   overhead.learn(drafted, outcome.seconds / expected);

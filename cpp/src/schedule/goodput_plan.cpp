@@ -71,8 +71,9 @@ double tokens_needed(const LengthRequest& request, double seconds) noexcept {
   return std::max(0.0, seconds / target + behind / kCatchUpSteps);
 }
 
-void GoodputPolicy::Impl::start_step(const StepView& step, std::span<const LengthRequest> requests,
-                                     std::span<const Candidate> candidates) {
+void GoodputPolicy::Impl::take_candidates(const StepView& step,
+                                          std::span<const LengthRequest> requests,
+                                          std::span<const Candidate> candidates) {
   const std::size_t num_proposers = std::max<std::size_t>(step.proposers.size(), 1);
   if (!survival || draft.size() != num_proposers) {
     SurvivalModelOptions survival_options = options.survival;
@@ -103,7 +104,6 @@ void GoodputPolicy::Impl::start_step(const StepView& step, std::span<const Lengt
                       .first_node = static_cast<std::int32_t>(first),
                       .num_nodes = candidate.tree->size()});
   }
-  price_steps(step, requests);
 }
 
 /// Prompt chunks are computed whatever is drafted. With their time in the ratio drafts would look
@@ -346,16 +346,15 @@ void GoodputPolicy::Impl::plan_paid(const StepView& step, std::span<const Length
 void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthRequest> requests,
                                std::span<const Candidate> candidates,
                                std::span<DraftChoice> choices) {
-  start_step(step, requests, candidates);
+  take_candidates(step, requests, candidates);
   exploring = false;
   last_probe_cost = 0;
-  if (may_keep_plan(step, requests)) {
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-      choices[i] = kept_choices[i];
-      choices[i].depth = std::min(choices[i].depth, requests[i].max_depth);
-    }
+  idle = may_stay_idle(requests);
+  if (idle) {
+    std::fill(choices.begin(), choices.end(), DraftChoice{});
     return;
   }
+  price_steps(step, requests);
   best = {.choices = std::move(best.choices)};
   best.choices.assign(requests.size(), {});
   const double base_seconds = seconds_at(step.base.num_tokens);
@@ -381,39 +380,27 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
   }
   std::copy(best.choices.begin(), best.choices.end(), choices.begin());
   if (!any_paying) return;
-  keep_plan(requests, choices);
+  note_plan(requests);
   paying = choose_probe(step);
   if (best.draft_depth == 0 && explore(step, requests, choices)) return;
   probe(requests, choices);
 }
 
-std::int32_t GoodputPolicy::Impl::steps_per(double worth, double step_seconds) noexcept {
-  constexpr double kMost = 8;
-  return static_cast<std::int32_t>(std::clamp(worth / step_seconds, 1.0, kMost));
-}
-
-/// Thinking costs a cold cache some tens of microseconds. Where steps are so short that this is
-/// felt, a plan serves several of them; candidates of free proposers are new at every step.
-bool GoodputPolicy::Impl::may_keep_plan(const StepView& step,
-                                        std::span<const LengthRequest> requests) {
-  if (!offers.empty() || kept_ids.size() != requests.size()) return false;
-  // Where nobody drafts, nothing new is learnt of drafts either.
+/// Where nobody drafts, nothing new is learnt of drafts, and to think again at every step costs a
+/// cold cache some tens of microseconds each. Plans that draft are made afresh: what is known of
+/// the passage a request writes now is gone a few tokens later.
+bool GoodputPolicy::Impl::may_stay_idle(std::span<const LengthRequest> requests) {
   constexpr std::int32_t kIdle = 8;
-  constexpr double kWorthAPlan = 6e-3;
-  const bool idle = last_plan.num_nodes == 0;
-  const std::int32_t steps =
-      idle ? kIdle : steps_per(kWorthAPlan, seconds_at(step.base.num_tokens));
-  if (++kept_age >= steps) return false;
-  return std::equal(requests.begin(), requests.end(), kept_ids.begin(),
+  if (!offers.empty() || idle_ids.size() != requests.size() || ++idle_steps >= kIdle) return false;
+  return std::equal(requests.begin(), requests.end(), idle_ids.begin(),
                     [](const LengthRequest& request, RequestId id) { return request.id == id; });
 }
 
-void GoodputPolicy::Impl::keep_plan(std::span<const LengthRequest> requests,
-                                    std::span<const DraftChoice> choices) {
-  kept_age = 0;
-  kept_choices.assign(choices.begin(), choices.end());
-  kept_ids.clear();
-  for (const LengthRequest& request : requests) kept_ids.push_back(request.id);
+void GoodputPolicy::Impl::note_plan(std::span<const LengthRequest> requests) {
+  idle_steps = 0;
+  idle_ids.clear();
+  if (last_plan.num_nodes > 0) return;
+  for (const LengthRequest& request : requests) idle_ids.push_back(request.id);
 }
 
 }  // namespace smartspec

@@ -306,6 +306,56 @@ TEST(CostLearning, LoadsAndTimesOfAnySizeLeaveNumbers) {
   }
 }
 
+/// Other work on the machine slows whatever runs. Who was served then must not look dear
+/// afterwards: a policy that turned away from that load would not see it fast again.
+TEST(CostLearning, ASlowSecondIsNotTheLoadThatWasServedThen) {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    Random random(seed);
+    Machine machine = Machine::random(random);
+    CostModel model(machine.wrong_start(random));
+    const StepLoad few = decode(4);
+    const StepLoad many = decode(40);
+    const auto serve = [&](const StepLoad& load, int passes) {
+      for (int i = 0; i < passes; ++i) model.observe(load, measured(random, machine, load));
+    };
+    for (int i = 0; i < 200; ++i) serve(i % 2 == 0 ? few : many, 1);
+    const double ratio = model.predict(many) / model.predict(few);
+    EXPECT_NEAR(ratio / machine.seconds(many) * machine.seconds(few), 1, 0.05) << seed;
+    machine.slow = 1.25;
+    serve(few, 150);
+    machine.slow = 1;
+    serve(many, 150);
+    EXPECT_NEAR(model.predict(many) / model.predict(few) / ratio, 1, 0.1) << seed;
+    EXPECT_NEAR(model.predict(many) / machine.seconds(many), 1, 0.05) << seed;
+  }
+}
+
+/// Passes that follow each other err alike, so the last ones tell of the next.
+TEST(CostLearning, FollowsAPaceThatComesAndGoes) {
+  Random random(21);
+  Machine machine = Machine::random(random);
+  CostModel model(machine.wrong_start(random));
+  double pace = 0;
+  std::vector<double> errors;
+  std::vector<double> swings;
+  for (int i = 0; i < 4000; ++i) {
+    pace = 0.9 * pace + 0.04 * std::normal_distribution<>()(random);
+    machine.slow = std::exp(pace);
+    const StepLoad load = serving_load(random);
+    const double seconds = measured(random, machine, load);
+    if (i >= 1000) {
+      errors.push_back(std::abs(std::log(model.predict(load) / seconds)));
+      swings.push_back(std::abs(std::log(machine.seconds(load) / machine.slow / seconds)));
+    }
+    model.observe(load, seconds);
+  }
+  const auto median = [](std::vector<double>& values) {
+    std::sort(values.begin(), values.end());
+    return values[values.size() / 2];
+  };
+  EXPECT_LT(median(errors), 0.75 * median(swings));
+}
+
 /// A machine that stalls while loads of new kinds and sizes come: terms are limited between
 /// updates, and runs of outliers change everything without one.
 TEST(CostLearning, StallsAndNewKindsOfLoadsLeaveCostsThatAscend) {
