@@ -147,6 +147,7 @@ struct GoodputPolicy::Impl {
   void expect_paid(std::span<const LengthRequest> requests);
   void assign(std::span<const LengthRequest> requests, const Price& price, double step_seconds);
   void evaluate(const StepView& step, std::span<const LengthRequest> requests);
+  bool shorten(const StepView& step, std::span<const LengthRequest> requests);
   void put_expected(std::span<const LengthRequest> requests);
   [[nodiscard]] double draft_seconds(std::span<const LengthRequest> requests,
                                      std::span<const DraftChoice> choices,

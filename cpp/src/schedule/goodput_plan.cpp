@@ -303,6 +303,26 @@ void GoodputPolicy::Impl::evaluate(const StepView& step, std::span<const LengthR
   tried.seconds = chosen.seconds - drafting + draft_seconds(requests, tried.choices);
 }
 
+/// Prices are averages, blind to the edges of a staircase: a plan may be the best at its own price
+/// while one that ends before an edge is better. True if one level less was by the margin,
+/// and is `best` now.
+bool GoodputPolicy::Impl::shorten(const StepView& step, std::span<const LengthRequest> requests) {
+  // Which free draft stands in for a paid one depends on the price that is given up here.
+  if (best.draft_depth <= 1 || !offers.empty()) return false;
+  tried.choices.assign(best.choices.begin(), best.choices.end());
+  bool any = false;
+  for (DraftChoice& choice : tried.choices) {
+    if (choice.proposer != paying || choice.depth < best.draft_depth) continue;
+    --choice.depth;
+    any = true;
+  }
+  if (!any) return false;
+  evaluate(step, requests);
+  if (tried.goodput() <= best.goodput() * (1 + options.margin)) return false;
+  std::swap(tried, best);
+  return true;
+}
+
 void GoodputPolicy::Impl::plan_paid(const StepView& step, std::span<const LengthRequest> requests) {
   expect_paid(requests);
   const double base_seconds = seconds_at(step.base.num_tokens);
@@ -337,6 +357,8 @@ void GoodputPolicy::Impl::plan_paid(const StepView& step, std::span<const Length
     if (best.draft_depth == 0 && best.num_nodes == 0) break;
     step_seconds = best.seconds;
     attempt(best.goodput(), slope(std::max(best.num_nodes, 1)));
+  }
+  while (shorten(step, requests)) {
   }
   if (best.draft_depth == 0) last_plan.age = kPlanAge;
   last_plan.goodput = best.goodput();
