@@ -175,7 +175,6 @@ struct GoodputPolicy::Impl {
                             double fixed_seconds);
   std::int32_t nodes_for(std::size_t request, double tokens);
   void prune(std::span<TokenTree* const> trees);
-  static void prune_all(std::span<TokenTree* const> trees);
   [[nodiscard]] AllocationProblem problem(const StepView& step, double fixed_seconds) const;
   [[nodiscard]] double seconds_at(std::int32_t num_tokens) const;
 

@@ -157,13 +157,6 @@ std::int32_t GoodputPolicy::Impl::meet_targets(std::span<const LengthRequest> re
   return std::max(most, static_cast<std::int32_t>(std::min<std::int64_t>(forced, token_budget)));
 }
 
-/// Nothing was planned, so nothing is verified.
-void GoodputPolicy::Impl::prune_all(std::span<TokenTree* const> trees) {
-  for (TokenTree* tree : trees) {
-    if (tree != nullptr) tree->truncate(0);
-  }
-}
-
 void GoodputPolicy::Impl::prune(std::span<TokenTree* const> trees) {
   for (std::size_t i = 0; i < trees.size(); ++i) {
     if (trees[i] == nullptr || trees[i]->empty()) continue;
@@ -203,7 +196,12 @@ void GoodputPolicy::Impl::allocate(const StepView& step, std::span<const LengthR
                                    std::span<const DraftWork> drafts,
                                    std::span<TokenTree* const> trees) {
   keep_paid(step, requests, choices, trees);
-  if (idle) return prune_all(trees);
+  if (idle) {  // nothing was planned, so nothing is verified
+    for (TokenTree* tree : trees) {
+      if (tree != nullptr) tree->clear();
+    }
+    return;
+  }
   put_trees(requests, choices, trees);
   double drafting = 0;
   for (const DraftWork& work : drafts) {

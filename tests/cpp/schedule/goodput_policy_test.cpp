@@ -241,6 +241,29 @@ TEST(GoodputPolicy, CatchingUpIsPaidOnceAndDoesNotKeepARequestFromStarting) {
   EXPECT_EQ(choices[0].depth, 0);
 }
 
+TEST(GoodputPolicy, VerifiesNothingAtStepsThatFollowAPlanWithoutDrafts) {
+  const CostCoefficients dear{.tokens = {1}, .seconds = {1}};
+  GoodputPolicy policy({.target = draft_like(), .draft = dear});
+  const StepView view{.base = {.num_tokens = 1, .num_sequences = 1, .num_logits = 1},
+                      .num_decodes = 1,
+                      .token_budget = 64,
+                      .proposers = kPaid};
+  const std::vector<LengthRequest> requests{{.id = 1, .num_tokens = 100, .max_depth = 8}};
+  for (int step = 0; step < 8; ++step) {  // the first one plans
+    std::vector<DraftChoice> choices(1);
+    policy.plan(view, requests, {}, choices);
+    ASSERT_EQ(choices[0].depth, 0) << "step " << step;
+    if (step == 0) continue;
+    TokenTree unasked;
+    unasked.add(7, -1, 0.99F);
+    std::vector<TokenTree*> trees{&unasked};
+    policy.allocate(view, requests, choices, {}, trees);
+    EXPECT_TRUE(unasked.empty()) << "step " << step;
+    trees[0] = nullptr;
+    policy.allocate(view, requests, choices, {}, trees);
+  }
+}
+
 TEST(GoodputPolicy, GoodAndBadRequestsOfOneBatchDraftDifferently) {
   World world(options(), 64, kPaid);
   for (std::size_t i = 0; i < 64; ++i) world.acceptance[i] = i % 2 == 0 ? 0.92 : 0.1;
