@@ -72,6 +72,23 @@ class SpeculationOverhead {
   double anchor_ = 0;  // how recent steps without drafts are, 1: the last one
 };
 
+/// Passes that wait to be learnt together. Learning touches 30 KB: on short steps most of what it
+/// costs is a cold cache, which several passes share.
+class PendingPasses {
+ public:
+  /// Learns what waits once it is as many passes as one step's seconds are worth waiting for.
+  void add(const StepLoad& load, double seconds, double step_seconds, CostModel& cost);
+
+ private:
+  struct Pass {
+    StepLoad load;
+    double seconds = 0;
+  };
+  static constexpr std::size_t kMost = 8;
+  std::array<Pass, kMost> passes_{};
+  std::size_t size_ = 0;
+};
+
 /// Price of what an assignment uses, in tokens: what that time would emit elsewhere.
 struct Price {
   double node = 0;  // verifying one node
@@ -84,7 +101,9 @@ struct GoodputPolicy::Impl {
 
   GoodputOptions options;
   CostModel target;
-  std::vector<CostModel> draft;           // [proposers]; only those of paying ones are used
+  PendingPasses target_passes;
+  std::vector<CostModel> draft;             // [proposers]; only those of paying ones are used
+  std::vector<PendingPasses> draft_passes;  // [proposers]
   std::optional<SurvivalModel> survival;  // made when the number of proposers is known
   Allocator allocator;
 

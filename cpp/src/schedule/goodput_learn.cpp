@@ -98,16 +98,19 @@ void GoodputPolicy::Impl::count(const StepOutcome& outcome, double predicted, do
   step_errors[num_step_errors++ % step_errors.size()] = static_cast<float>(error);
 }
 
-namespace {
-
-/// Learning costs a cold cache some microseconds, which is felt on short steps.
-std::int64_t steps_per_lesson(double step_seconds) {
-  constexpr double kWorthALesson = 1.5e-3;
-  constexpr double kMost = 8;
-  return static_cast<std::int64_t>(std::clamp(kWorthALesson / step_seconds, 1.0, kMost));
+void PendingPasses::add(const StepLoad& load, double seconds, double step_seconds,
+                        CostModel& cost) {
+  constexpr double kWorthWaiting = 8e-3;    // seconds of steps
+  constexpr std::int64_t kWellKnown = 256;  // passes; before, each is needed at once
+  passes_[size_++] = {load, seconds};
+  const double most = kWorthWaiting / step_seconds;
+  if (size_ < kMost && static_cast<double>(size_ + 1) <= most &&
+      cost.num_observed() >= kWellKnown) {
+    return;
+  }
+  for (const Pass& pass : std::span(passes_).first(size_)) cost.observe(pass.load, pass.seconds);
+  size_ = 0;
 }
-
-}  // namespace
 
 void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
   if (survival) {
@@ -116,24 +119,18 @@ void GoodputPolicy::Impl::observe(const StepOutcome& outcome) {
   }
   const bool measured = std::isfinite(outcome.seconds) && outcome.seconds > 0;
   if (!measured) return;
-  constexpr std::int64_t kWellKnown = 256;  // passes; from there on short ones are sampled
   double drafting = 0;
   for (const DraftWork& work : outcome.drafts) {
     if (work.proposer < 0 || static_cast<std::size_t>(work.proposer) >= draft.size()) continue;
-    CostModel& cost = draft[static_cast<std::size_t>(work.proposer)];
-    drafting += cost.predict(work.load);
-    if (cost.num_observed() < kWellKnown ||
-        totals.num_steps % steps_per_lesson(outcome.seconds) == 0) {
-      cost.observe(work.load, work.seconds);
-    }
+    const auto proposer = static_cast<std::size_t>(work.proposer);
+    drafting += draft[proposer].predict(work.load);
+    draft_passes[proposer].add(work.load, work.seconds, outcome.seconds, draft[proposer]);
   }
   const bool drafted = !outcome.drafts.empty();
   const double expected = target.predict(outcome.load);
   const double factor = drafted ? 1 + overhead.share() : 1;
   count(outcome, expected * factor, drafting);
-  if (target.num_observed() < kWellKnown || totals.num_steps % steps_per_lesson(expected) == 0) {
-    target.observe(outcome.load, outcome.seconds / factor);
-  }
+  target_passes.add(outcome.load, outcome.seconds / factor, expected, target);
   overhead.learn(drafted, outcome.seconds / expected);
   // Savings are bounded, or a long idle time would pay for a burst of probes.
   probe_seconds = std::min(probe_seconds + (1 - refunded) * options.probe_budget * outcome.seconds,

@@ -81,6 +81,7 @@ void GoodputPolicy::Impl::take_candidates(const StepView& step,
     survival.emplace(survival_options);
     draft.clear();
     for (std::size_t i = 0; i < num_proposers; ++i) draft.emplace_back(options.draft, options.cost);
+    draft_passes.assign(num_proposers, {});
   }
   kept.clear();
   offers.clear();
