@@ -73,6 +73,20 @@ TEST(PromptLookupTest, WidthMergesDistinctContinuations) {
   EXPECT_EQ(tree.validate(10, 4, 2), "");
 }
 
+TEST(PromptLookupTest, SurvivalTellsHowLongTheCopyHasGoneOn) {
+  PromptLookupProposer proposer({.prompt_lookup_max = 2, .prompt_lookup_min = 2});
+  // Both look up "4 5": here the copy has just begun, there it has gone on for five tokens.
+  const TokenTree begun = propose_one(proposer, {1, 2, 3, 4, 5, 6, 9, 4, 5}, 3, 1);
+  const TokenTree on = propose_one(proposer, {1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5}, 3, 2);
+  ASSERT_EQ(begun.tokens, (std::vector<TokenId>{6, 9, 4}));
+  ASSERT_EQ(on.tokens, (std::vector<TokenId>{6, 1, 2}));
+  EXPECT_FLOAT_EQ(begun.survival[0], 2.0F / 3);
+  EXPECT_FLOAT_EQ(on.survival[0], 5.0F / 6);
+  EXPECT_FLOAT_EQ(on.survival[2], 125.0F / 216);
+  // A copy of itself, back to the first token and no further.
+  EXPECT_FLOAT_EQ(propose_one(proposer, {4, 4, 4, 4}, 1, 3).survival[0], 3.0F / 4);
+}
+
 TEST(PromptLookupTest, IncrementalIndexEqualsScan) {
   std::mt19937 rng(3);
   for (int round = 0; round < 300; ++round) {
