@@ -18,8 +18,8 @@ namespace smartspec::cost {
 /// Knots every model has, whatever it starts from. Kernels work in tiles, so pass times jump where
 /// a tile is full: the pairs on both sides of usual tile sizes can hold such a jump.
 inline constexpr std::array kGrid = std::to_array<std::int32_t>(
-    {1,   2,   3,   4,   6,   8,   9,    12,   16,   17,   24,   32,  33,
-     48,  49,  64,  65,  80,  96,  97,   128,  129,  160,  192,  193, 256,
+    {1,   2,   3,   4,   6,   8,   9,    12,   13,   16,   17,   24,  25,  32,
+     33,  48,  49,  64,  65,  80,  96,   97,   128,  129,  160,  192, 193, 256,
      257, 384, 385, 512, 513, 768, 1024, 1536, 2048, 3072, 4096, 8192});
 
 enum Term : std::size_t { kSequence, kLogit, kKvToken, kPair, kExpert, kNumTerms };

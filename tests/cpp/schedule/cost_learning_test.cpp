@@ -146,6 +146,27 @@ TEST(CostLearning, SpeedIsWhatHappenedOfLateAndGoesIntoTheCoefficients) {
   EXPECT_NEAR(model.speed(), 1, 0.03);
 }
 
+/// Kernels of this library's CPU backend take twelve rows at a time.
+TEST(CostLearning, SeesWhereATileOfTwelveIsFull) {
+  Random random(12);
+  Machine machine;
+  machine.pass = 0.5e-3;
+  machine.tile = 0.5e-3;
+  machine.width = 12;
+  CostModel model(machine.wrong_start(random));
+  for (int i = 0; i < 1500; ++i) {
+    StepLoad load;
+    add_request(load, uniform(random, 1, 30), 1, 200);
+    const double noise = std::normal_distribution<>(0, 0.02)(random);
+    model.observe(load, machine.seconds(load) * std::exp(noise));
+  }
+  for (const int rows : {12, 13, 24, 25}) {
+    StepLoad load;
+    add_request(load, rows, 1, 200);
+    EXPECT_NEAR(model.predict(load) / machine.seconds(load), 1, 0.08) << rows << " rows";
+  }
+}
+
 TEST(CostLearning, SingleOutliersMoveNothing) {
   Random random(4);
   const Machine machine;
