@@ -104,7 +104,7 @@ struct GoodputPolicy::Impl {
   PendingPasses target_passes;
   std::vector<CostModel> draft;             // [proposers]; only those of paying ones are used
   std::vector<PendingPasses> draft_passes;  // [proposers]
-  std::optional<SurvivalModel> survival;  // made when the number of proposers is known
+  std::optional<SurvivalModel> survival;    // made when the number of proposers is known
   Allocator allocator;
 
   SpeculationOverhead overhead;
@@ -121,7 +121,7 @@ struct GoodputPolicy::Impl {
   LastPlan last_plan;
   std::vector<RequestId> idle_ids;  // requests of which none drafted by the last plan
   std::int32_t idle_steps = 0;      // since then
-  bool idle = false;                // this step follows that plan
+  bool idle = false;                // this step follows that plan, or nothing was offered
   double last_price = 0;            // of a node at the last step, in tokens
   double probe_seconds = 0;         // what may be spent on probes now
   double last_probe_cost = 0;       // of this step's probe, 0: none

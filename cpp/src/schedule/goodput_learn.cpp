@@ -85,8 +85,7 @@ void GoodputPolicy::Impl::count(const StepOutcome& outcome, double predicted, do
   };
   needed.num_tokens = without_them(needed.num_tokens);
   needed.num_logits = without_them(needed.num_logits);
-  const double without = target.predict(needed);
-  const double wasted = std::max(0.0, predicted - without);
+  const double wasted = rejected > 0 ? std::max(0.0, predicted - target.predict(needed)) : 0;
   totals.wasted_seconds += wasted;
   totals.predicted_seconds += predicted + drafting;
   totals.measured_seconds += outcome.seconds;

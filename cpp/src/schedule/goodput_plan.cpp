@@ -372,7 +372,9 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
   take_candidates(step, requests, candidates);
   exploring = false;
   last_probe_cost = 0;
-  idle = may_stay_idle(requests);
+  const bool any_paying = std::any_of(step.proposers.begin(), step.proposers.end(),
+                                      [](const auto& info) { return info.pays_per_depth; });
+  idle = any_paying ? may_stay_idle(requests) : offers.empty();
   if (idle) {
     std::fill(choices.begin(), choices.end(), DraftChoice{});
     return;
@@ -383,10 +385,8 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
   const double base_seconds = seconds_at(step.base.num_tokens);
   best.expected_tokens = std::max(step.num_decodes, 1);
   best.seconds = base_seconds * (1 - std::min(options.margin, 0.5));  // none has this head start
-  bool any_paying = false;
   for (std::size_t p = 0; p < step.proposers.size(); ++p) {
     if (!step.proposers[p].pays_per_depth) continue;
-    any_paying = true;
     paying = static_cast<std::int32_t>(p);
     plan_paid(step, requests);
   }

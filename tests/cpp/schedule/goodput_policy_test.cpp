@@ -264,6 +264,32 @@ TEST(GoodputPolicy, VerifiesNothingAtStepsThatFollowAPlanWithoutDrafts) {
   }
 }
 
+TEST(GoodputPolicy, ShortStepsAreLearntTogetherAndLongOnesAtOnce) {
+  GoodputPolicy policy({.target = draft_like(), .draft = draft_like()});
+  const StepLoad load{.num_tokens = 1, .num_sequences = 1, .num_logits = 1};
+  const CostModel& cost = policy.target_cost();
+  std::int64_t steps = 0;
+  const auto observe = [&](double seconds) {
+    policy.observe({.load = load, .seconds = seconds});
+    ++steps;
+  };
+  while (steps < 300) observe(1e-3);
+  std::int64_t longest = 0;
+  std::int64_t most = 0;
+  for (int step = 0; step < 100; ++step) {
+    const std::int64_t before = cost.num_observed();
+    observe(1e-3);
+    longest = std::max(longest, steps - cost.num_observed());
+    most = std::max(most, cost.num_observed() - before);
+  }
+  EXPECT_EQ(longest, 7) << "passes that wait";
+  EXPECT_EQ(most, 8) << "passes learnt at once";
+  // Twenty times slower: once that is believed, nothing waits any more, and nothing was lost.
+  for (int step = 0; step < 100; ++step) observe(20e-3);
+  EXPECT_EQ(cost.num_observed(), steps);
+  EXPECT_NEAR(cost.predict(load), 20e-3, 1e-3);
+}
+
 TEST(GoodputPolicy, GoodAndBadRequestsOfOneBatchDraftDifferently) {
   World world(options(), 64, kPaid);
   for (std::size_t i = 0; i < 64; ++i) world.acceptance[i] = i % 2 == 0 ? 0.92 : 0.1;
