@@ -213,7 +213,7 @@ void run_grid(const std::vector<Cell>& cells, const std::vector<std::string>& po
 
 /// Goodput in windows after a jump as a share of the oracle's, over several seeds.
 void run_jump(const char* name, const Cell& cell, const std::vector<std::string>& policies) {
-  constexpr int kSeeds = 8;
+  constexpr int kSeeds = 32;
   const std::vector<std::pair<int, int>> windows{{-100, 0}, {0, 20}, {20, 100}, {100, 400}};
   std::map<std::string, std::vector<double>> tokens, seconds;
   std::vector<std::string> all = policies;

@@ -7,7 +7,8 @@ For every concurrency and proposer the shipped target serves the same requests u
 lengths and auto. Counted is the time in which that many requests run: what is emitted until the
 last request of a run is let in, prompts included; a drained batch says more about its stragglers.
 The policies take turns in short runs, rotating, and are compared within a round; reported are
-medians of these ratios. The first rounds teach auto and do not count. Outputs have to be identical.
+medians of these ratios, and the standard error of auto's: a cell is measured until that is small
+enough. The first rounds teach auto and do not count. Outputs have to be identical.
 --inflate-to makes the model stream the weights of a larger one (identity layers).
 """
 
@@ -35,7 +36,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--concurrency", default="1,2,4,8,16,32")
     parser.add_argument("--fixed", default="1,2,4", help="lengths to compare with")
     parser.add_argument("--inflate-to", default=None)
-    parser.add_argument("--rounds", type=int, default=7, help="that count")
+    parser.add_argument("--rounds", type=int, default=7, help="that count, at least")
+    parser.add_argument("--most-rounds", type=int, default=100)
+    parser.add_argument("--precision", type=float, default=0.008, help="standard error wanted")
     parser.add_argument("--warm-up", type=int, default=2, help="rounds before them")
     parser.add_argument("--prompt-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64, help="mean; between half and 1.5")
@@ -82,6 +85,22 @@ def run_round(
     return speeds
 
 
+def ratios(rounds: list[dict[str, float]], name: str, other: str) -> list[float]:
+    return [speeds[name] / speeds[other] for speeds in rounds]
+
+
+def best_other(rounds: list[dict[str, float]]) -> str:
+    others = [name for name in rounds[0] if name != "auto"]
+    return max(others, key=lambda name: statistics.median(ratios(rounds, name, "off")))
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the median, by the bootstrap."""
+    rng = random.Random(0)
+    medians = [statistics.median(rng.choices(values, k=len(values))) for _ in range(200)]
+    return statistics.stdev(medians)
+
+
 def run_cell(options: argparse.Namespace, base: LLM, proposer: str, many: int) -> dict[str, Any]:
     rng = random.Random(many)
     engines = {"off": base.with_speculation(Speculation("off"))}
@@ -89,26 +108,30 @@ def run_cell(options: argparse.Namespace, base: LLM, proposer: str, many: int) -
         engines[f"fixed {k}"] = base.with_speculation(Speculation(proposer, max_tokens=int(k)))
     engines["auto"] = base.with_speculation(Speculation(proposer))
     count = max(options.requests, options.waves * many)
-    rounds = []
-    for turn in range(options.warm_up + options.rounds):
+    rounds: list[dict[str, float]] = []
+    turn = 0
+    error = 1.0
+    while len(rounds) < options.rounds or (
+        len(rounds) < options.most_rounds and error > options.precision
+    ):
         items = workload(base, count, options.prompt_len, options.output_len, rng)
-        rounds.append(run_round(engines, items, many, turn))
-    rounds = rounds[options.warm_up :]
-    against_off = {
-        name: statistics.median(speeds[name] / speeds["off"] for speeds in rounds)
-        for name in engines
-    }
-    others = [name for name in engines if name != "auto"]
-    best = max(others, key=lambda name: against_off[name])
-    ratio = statistics.median(speeds["auto"] / speeds[best] for speeds in rounds)
+        speeds = run_round(engines, items, many, turn)
+        turn += 1
+        if turn <= options.warm_up:
+            continue
+        rounds.append(speeds)
+        if len(rounds) >= options.rounds:
+            error = standard_error(ratios(rounds, "auto", best_other(rounds)))
+    best = best_other(rounds)
     stats = engines["auto"].engine.stats()
     return {
         "proposer": proposer,
         "concurrency": many,
         "off_tokens_per_second": statistics.median(speeds["off"] for speeds in rounds),
-        "against_off": against_off,
+        "against_off": {name: statistics.median(ratios(rounds, name, "off")) for name in rounds[0]},
         "best_other": best,
-        "auto_against_best": ratio,
+        "auto_against_best": statistics.median(ratios(rounds, "auto", best)),
+        "standard_error": error,
         "median_step_error": stats.policy.median_step_error,
         "decision_us": 1e6 * stats.decision_seconds / max(1, stats.num_steps),
         "rounds": rounds,
@@ -136,7 +159,8 @@ def main() -> int:
             shares = "  ".join(f"{k} {v:.3f}" for k, v in cell["against_off"].items() if k != "off")
             print(
                 f"{proposer:<7} x{many:<3} off {cell['off_tokens_per_second']:7.0f} tok/s  {shares}"
-                f"  | {cell['auto_against_best']:.3f} of {cell['best_other']}"
+                f"  | {cell['auto_against_best']:.3f} +- {cell['standard_error']:.3f}"
+                f" of {cell['best_other']} in {len(cell['rounds'])} rounds"
                 f"  (step error {cell['median_step_error']:.3f}, {cell['decision_us']:.0f} us)",
                 flush=True,
             )
