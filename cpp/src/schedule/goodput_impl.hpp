@@ -48,6 +48,7 @@ struct Offer {
 /// One way to speculate, and what it promises.
 struct Assignment {
   std::vector<DraftChoice> choices;  // [requests]
+  std::vector<DraftChoice> asked;    // [requests] what they were before the allocation cut them
   std::int32_t draft_depth = 0;      // passes of the paying proposer
   std::int32_t num_nodes = 0;
   double expected_tokens = 0;

@@ -50,6 +50,13 @@ void for_each_pass(std::span<const LengthRequest> requests, std::span<const Draf
   }
 }
 
+bool same_choices(std::span<const DraftChoice> a, std::span<const DraftChoice> b) noexcept {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const DraftChoice& x, const DraftChoice& y) {
+                      return x.proposer == y.proposer && x.depth == y.depth;
+                    });
+}
+
 }  // namespace
 
 void KeptDrafts::add(const LengthRequest& request, std::int32_t proposer, std::int32_t asked_depth,
@@ -337,8 +344,11 @@ void GoodputPolicy::Impl::plan_paid(const StepView& step, std::span<const Length
   double step_seconds = base_seconds;
   const auto attempt = [&](double goodput, double seconds_per_node) {
     assign(requests, price_of(requests, goodput, seconds_per_node), step_seconds);
+    if (same_choices(tried.choices, best.asked)) return false;
+    tried.asked.assign(tried.choices.begin(), tried.choices.end());
     evaluate(step, requests);
     if (tried.goodput() > best.goodput()) std::swap(tried, best);
+    return true;
   };
   const double none = decodes / base_seconds;
   // From one step to the next little changes: most plans start from the last one's price.
@@ -357,7 +367,7 @@ void GoodputPolicy::Impl::plan_paid(const StepView& step, std::span<const Length
   for (int i = 0; afresh && i < 2; ++i) {
     if (best.draft_depth == 0 && best.num_nodes == 0) break;
     step_seconds = best.seconds;
-    attempt(best.goodput(), slope(std::max(best.num_nodes, 1)));
+    if (!attempt(best.goodput(), slope(std::max(best.num_nodes, 1)))) break;
   }
   while (shorten(step, requests)) {
   }
@@ -380,7 +390,8 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
     return;
   }
   price_steps(step, requests);
-  best = {.choices = std::move(best.choices)};
+  best = {.choices = std::move(best.choices), .asked = std::move(best.asked)};
+  best.asked.clear();
   best.choices.assign(requests.size(), {});
   const double base_seconds = seconds_at(step.base.num_tokens);
   best.expected_tokens = std::max(step.num_decodes, 1);
