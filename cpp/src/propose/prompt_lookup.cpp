@@ -14,7 +14,7 @@ namespace {
 constexpr std::int32_t kMaxNgram = 32;
 // How many earlier occurrences of one n-gram are looked at for distinct continuations.
 constexpr std::int32_t kMaxOccurrences = 64;
-constexpr std::int32_t kMaxMatch = 64;  // tokens that a match is followed backwards
+constexpr std::int32_t kMaxMatch = 64;  // tokens that a match is followed backwards, >= kMaxNgram
 
 std::uint64_t mix(std::uint64_t hash, TokenId token) {
   hash = (hash ^ static_cast<std::uint64_t>(static_cast<std::uint32_t>(token))) *
@@ -48,18 +48,11 @@ std::uint64_t hash_ngram(std::span<const TokenId> tokens, std::int32_t end, std:
   return hash;
 }
 
-bool same_ngram(std::span<const TokenId> tokens, std::int32_t a, std::int32_t b,
-                std::int32_t length) {
-  const auto first = [&](std::int32_t end) { return tokens.begin() + (end - length + 1); };
-  return std::equal(first(a), first(a) + length, first(b));
-}
-
-/// How many tokens up to `a` and up to `b` are the same, given that `least` are. Looked up are
-/// short n-grams, but a copy that has gone on for long is likelier to go on than one just begun.
-std::int32_t match_length(std::span<const TokenId> tokens, std::int32_t a, std::int32_t b,
-                          std::int32_t least) {
+/// How many tokens up to `a` and up to `b` are the same. Looked up are short n-grams, but a copy
+/// that has gone on for long is likelier to go on than one just begun.
+std::int32_t match_length(std::span<const TokenId> tokens, std::int32_t a, std::int32_t b) {
   const std::int32_t most = std::min({a + 1, b + 1, kMaxMatch});
-  std::int32_t length = least;
+  std::int32_t length = 0;
   while (length < most && tokens[static_cast<std::size_t>(a - length)] ==
                               tokens[static_cast<std::size_t>(b - length)]) {
     ++length;
@@ -128,9 +121,10 @@ struct PromptLookupProposer::Impl {
       std::int32_t end = entry == grams.newest.end() ? -1 : entry->second;
       for (std::int32_t seen = 0; end >= 0 && seen < kMaxOccurrences; ++seen) {
         if (branches >= options.tree_width) return;
-        if (same_ngram(tokens, end, last, n)) {
+        const std::int32_t length = match_length(tokens, end, last);
+        if (length >= n) {  // not only the same hash
           const std::int32_t before = tree.size();
-          add_continuation(tokens, end, match_length(tokens, end, last, n), request, tree);
+          add_continuation(tokens, end, length, request, tree);
           if (tree.size() > before) ++branches;
         }
         end = grams.older[static_cast<std::size_t>(end)];

@@ -54,6 +54,13 @@ struct Assignment {
   double expected_tokens = 0;
   double seconds = 0;
 
+  /// Nobody drafts; capacity is kept.
+  void clear(std::size_t num_requests) {
+    choices.assign(num_requests, {});
+    asked.clear();
+    draft_depth = num_nodes = 0;
+    expected_tokens = seconds = 0;
+  }
   [[nodiscard]] double goodput() const noexcept {
     return seconds > 0 ? expected_tokens / seconds : 0;
   }

@@ -390,9 +390,7 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
     return;
   }
   price_steps(step, requests);
-  best = {.choices = std::move(best.choices), .asked = std::move(best.asked)};
-  best.asked.clear();
-  best.choices.assign(requests.size(), {});
+  best.clear(requests.size());
   const double base_seconds = seconds_at(step.base.num_tokens);
   best.expected_tokens = std::max(step.num_decodes, 1);
   best.seconds = base_seconds * (1 - std::min(options.margin, 0.5));  // none has this head start

@@ -37,9 +37,7 @@ bool GoodputPolicy::Impl::explore(const StepView& step, std::span<const LengthRe
   exploring = true;
   be_optimistic();
   std::swap(best, plain);
-  best = {.choices = std::move(best.choices), .asked = std::move(best.asked)};
-  best.asked.clear();
-  best.choices.assign(requests.size(), {});
+  best.clear(requests.size());
   best.expected_tokens = plain.expected_tokens;
   best.seconds = plain.seconds;
   plan_paid(step, requests);
