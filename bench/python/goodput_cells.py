@@ -6,9 +6,10 @@
 For every concurrency and proposer the shipped target serves the same requests under off, fixed
 lengths and auto. Counted is the time in which that many requests run: what is emitted until the
 last request of a run is let in, prompts included; a drained batch says more about its stragglers.
-The policies take turns in short runs, rotating, and are compared within a round; reported are
-medians of these ratios, and the standard error of auto's: a cell is measured until that is small
-enough. The first rounds teach auto and do not count. Outputs have to be identical.
+The policies take turns in slices of a fraction of a second, so that a slow while of the machine
+is every policy's, and are compared within a round; reported are medians of these ratios, and the
+standard error of auto's: a cell is measured until that is small enough. The first rounds teach
+auto and do not count. Outputs have to be identical.
 --inflate-to makes the model stream the weights of a larger one (identity layers).
 """
 
@@ -20,12 +21,14 @@ import random
 import statistics
 import time
 import warnings
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from smartspec.llm import LLM
+from smartspec.requests import ActiveRequest
 from smartspec.sampling_params import SamplingParams
-from smartspec.serving import WorkItem, cut_prompts, heldout_sources, serve
+from smartspec.serving import WorkItem, cut_prompts, heldout_sources
 from smartspec.shipped import shipped_model
 from smartspec.speculation import Speculation
 
@@ -44,6 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output-len", type=int, default=64, help="mean; between half and 1.5")
     parser.add_argument("--requests", type=int, default=12, help="per run, at least")
     parser.add_argument("--waves", type=int, default=4, help="requests per run over concurrency")
+    parser.add_argument("--slice", type=float, default=0.03, help="seconds of a policy's turn")
     parser.add_argument("--save", type=Path, default=None)
     return parser.parse_args()
 
@@ -66,21 +70,55 @@ def workload(llm: LLM, count: int, prompt: int, length: int, rng: random.Random)
     ]
 
 
+class Server:
+    """Serves `items` with one policy, `concurrency` at a time, whenever it is its turn."""
+
+    def __init__(self, llm: LLM, items: list[WorkItem], concurrency: int) -> None:
+        self.llm = llm
+        self.seconds = 0.0  # while all places were taken
+        self._waiting = deque(llm.prepare(item.token_ids, item.params) for item in items)
+        self._concurrency = concurrency
+        self._requests: list[ActiveRequest] = []
+
+    @property
+    def filled(self) -> bool:
+        return bool(self._waiting)
+
+    def run(self, seconds: float) -> None:
+        """For that long, or until the last request is let in."""
+        start = now = time.monotonic()
+        while self._waiting and now - start < seconds:
+            running = sum(not request.finished for request in self._requests)
+            for _ in range(min(self._concurrency - running, len(self._waiting))):
+                self._requests.append(self.llm.start(self._waiting.popleft()))
+            if self._waiting:
+                self.llm.step()
+            now = time.monotonic()
+        self.seconds += now - start
+
+    def num_tokens(self) -> int:
+        return sum(n for request in self._requests for _, n in request.token_times)
+
+    def drain(self) -> list[list[int]]:
+        """The outputs, when all requests have been let in."""
+        while not all(request.finished for request in self._requests):
+            self.llm.step()
+        return [request.result().outputs[0].token_ids for request in self._requests]
+
+
 def run_round(
-    engines: dict[str, LLM], items: list[WorkItem], concurrency: int, turn: int
+    engines: dict[str, LLM], items: list[WorkItem], concurrency: int, seconds: float, turn: int
 ) -> dict[str, float]:
     """Tokens per second of each policy; raises when outputs differ."""
     names = list(engines)
     names = names[turn % len(names) :] + names[: turn % len(names)]
-    speeds, tokens = {}, {}
-    for name in names:
-        start = time.monotonic()
-        run = serve(engines[name], items, concurrency)
-        tokens[name] = [request.result().outputs[0].token_ids for request in run.requests]
-        until = max(request.arrival for request in run.requests)
-        times = [entry for request in run.requests for entry in request.token_times]
-        speeds[name] = sum(n for when, n in times if when <= until) / (until - start)
-    if any(tokens[name] != tokens["off"] for name in names):
+    servers = {name: Server(engines[name], items, concurrency) for name in names}
+    while any(server.filled for server in servers.values()):
+        for server in servers.values():
+            server.run(seconds)
+    speeds = {name: server.num_tokens() / server.seconds for name, server in servers.items()}
+    outputs = {name: server.drain() for name, server in servers.items()}
+    if any(outputs[name] != outputs["off"] for name in names):
         raise SystemExit("FAILED: outputs differ")
     return speeds
 
@@ -115,7 +153,7 @@ def run_cell(options: argparse.Namespace, base: LLM, proposer: str, many: int) -
         len(rounds) < options.most_rounds and error > options.precision
     ):
         items = workload(base, count, options.prompt_len, options.output_len, rng)
-        speeds = run_round(engines, items, many, turn)
+        speeds = run_round(engines, items, many, options.slice, turn)
         turn += 1
         if turn <= options.warm_up:
             continue

@@ -113,6 +113,7 @@ class EngineCore final : private KvHost {
   Clock::time_point epoch_ = Clock::now();
   Clock::time_point last_end_{};  // of the last step
   bool was_busy_ = false;         // requests were left after it
+  double last_pause_ = 0;         // seconds before it, while requests were left
 
   std::map<RequestId, std::unique_ptr<Completion>> completions_;  // by key
   // Admitted completions of requests that have several; they share the prompt.

@@ -349,8 +349,11 @@ void EngineCore::collect_scheduled(std::span<const ScheduledRows> rows) {
 
 std::span<RequestOutput> EngineCore::step() {
   const auto start = Clock::now();
-  // What the caller does between steps is part of what a step takes while requests run.
-  const double outside = was_busy_ ? std::chrono::duration<double>(start - last_end_).count() : 0;
+  // What the caller does between steps is part of what a step takes while requests run. A lone
+  // pause is not: the shorter one of the last two counts.
+  const double pause = was_busy_ ? std::chrono::duration<double>(start - last_end_).count() : 0;
+  const double outside = std::min(pause, last_pause_);
+  last_pause_ = pause;
   was_busy_ = false;
   num_outputs_ = 0;
   moves_.clear();
