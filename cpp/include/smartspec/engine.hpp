@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -38,6 +39,9 @@ struct EngineOptions {
   std::uint64_t seed = 0;     // of requests that bring none
   std::uint64_t prefix_hash_seed = 0;
   bool record_logits_hash = false;  // debugging: RequestOutput::logits_hashes
+  /// Seconds since whenever, for virtual time and repeatable decisions; empty: the steady clock.
+  /// Called in step(), must not throw; going backwards, NaN or infinity is taken for no time.
+  std::function<double()> clock{};
 };
 
 struct Request {

@@ -67,7 +67,7 @@ bool EngineCore::call_proposer(std::size_t proposer) {
   const std::span<TokenTree> trees(drafts.trees.data(), drafts.requests.size());
   for (TokenTree& tree : trees) tree.clear();
   ++stats.num_calls;
-  const auto start = Clock::now();
+  const double start = now();
   bool failed = false;
   try {
     proposers_[proposer]->propose(drafts.requests, trees);
@@ -75,7 +75,7 @@ bool EngineCore::call_proposer(std::size_t proposer) {
     note_proposer_error(error.what());
     failed = true;
   }
-  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  const double seconds = seconds_since(start);
   stats.seconds += seconds;
   stats_.propose_seconds += seconds;
   if (stats.pays_per_depth) {

@@ -3,7 +3,6 @@
 // The step loop and its state. Engine (the public face) adds the thread-safe inbox.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -55,8 +54,6 @@ class EngineCore final : private KvHost {
   [[nodiscard]] const std::vector<std::string>& proposer_names() const noexcept { return names_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
   // host.cpp: the scheduler's view of the KV cache
   Admission admit(RequestId id, std::int32_t num_tokens, bool alone,
                   std::int32_t& num_computed) override;
@@ -85,7 +82,9 @@ class EngineCore final : private KvHost {
                                            std::int32_t max_nodes);
 
   // step.cpp: run, verify, commit, learn
-  [[nodiscard]] double now() const;
+  class Stopwatch;
+  [[nodiscard]] double now() const { return options_.clock(); }
+  [[nodiscard]] double seconds_since(double start) const;
   void decide();
   void collect_scheduled(std::span<const ScheduledRows> rows);
   void build_batch();
@@ -110,10 +109,9 @@ class EngineCore final : private KvHost {
   KvCache kv_;
   Decoder decoder_;
   Scheduler scheduler_;
-  Clock::time_point epoch_ = Clock::now();
-  Clock::time_point last_end_{};  // of the last step
-  bool was_busy_ = false;         // requests were left after it
-  double last_pause_ = 0;         // seconds before it, while requests were left
+  double last_end_ = 0;    // of the last step
+  bool was_busy_ = false;  // requests were left after it
+  double last_pause_ = 0;  // seconds before it, while requests were left
 
   std::map<RequestId, std::unique_ptr<Completion>> completions_;  // by key
   // Admitted completions of requests that have several; they share the prompt.

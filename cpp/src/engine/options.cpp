@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The SmartSpec authors
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 
@@ -65,6 +66,12 @@ EngineOptions resolve_options(const EngineOptions& options, const Model& model) 
                                 std::to_string(capacity) + " or raise num_kv_blocks");
   }
   resolved.max_model_len = static_cast<std::int32_t>(std::min(length, capacity));
+  if (!resolved.clock) {
+    resolved.clock = [] {
+      const auto now = std::chrono::steady_clock::now().time_since_epoch();
+      return std::chrono::duration<double>(now).count();
+    };
+  }
   return resolved;
 }
 

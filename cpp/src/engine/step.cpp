@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One step: run the scheduled rows, verify, commit, learn, emit.
 #include <algorithm>
-#include <chrono>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <utility>
@@ -12,25 +12,6 @@
 
 namespace smartspec {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-/// Adds the time it lives to a total.
-class Stopwatch {
- public:
-  explicit Stopwatch(double& total) : total_(total) {}
-  ~Stopwatch() { total_ += seconds_since(start_); }
-  Stopwatch(const Stopwatch&) = delete;
-  Stopwatch& operator=(const Stopwatch&) = delete;
-
- private:
-  double& total_;
-  Clock::time_point start_ = Clock::now();
-};
 
 /// Order-sensitive 64-bit digest of a row's bits, for exactness tests.
 std::uint64_t hash_row(std::span<const float> row) {
@@ -45,6 +26,25 @@ std::uint64_t hash_row(std::span<const float> row) {
 }
 
 }  // namespace
+
+/// Adds the time it lives to a total.
+class EngineCore::Stopwatch {
+ public:
+  Stopwatch(const EngineCore& core, double& total) : core_(core), total_(total) {}
+  ~Stopwatch() { total_ += core_.seconds_since(start_); }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  const EngineCore& core_;
+  double& total_;
+  double start_ = core_.now();
+};
+
+double EngineCore::seconds_since(double start) const {
+  const double seconds = now() - start;
+  return seconds > 0 && std::isfinite(seconds) ? seconds : 0;
+}
 
 RequestOutput& EngineCore::new_output(const Completion& completion) {
   if (num_outputs_ == outputs_.size()) outputs_.emplace_back();
@@ -280,7 +280,7 @@ void EngineCore::tell_proposers() {
 }
 
 void EngineCore::tell_scheduler(double seconds) {
-  const Stopwatch watch(stats_.decision_seconds);
+  const Stopwatch watch(*this, stats_.decision_seconds);
   request_outcomes_.clear();
   for (const Completion* completion : scheduled_) {
     const Verification& verified = completion->verification;
@@ -300,25 +300,23 @@ void EngineCore::finish_ended() {
   scheduled_.clear();
 }
 
-double EngineCore::now() const { return seconds_since(epoch_); }
-
 /// Which rows run.
 void EngineCore::decide() {
   std::span<const DecodeSlot> slots;
   {
-    const Stopwatch watch(stats_.decision_seconds);
+    const Stopwatch watch(*this, stats_.decision_seconds);
     slots = scheduler_.begin_step(now());
   }
   collect_decodes(slots);
   propose_free(slots);
   std::span<const DraftChoice> choices;
   {
-    const Stopwatch watch(stats_.decision_seconds);
+    const Stopwatch watch(*this, stats_.decision_seconds);
     choices = scheduler_.plan(candidates_, backlog_);
   }
   propose_paid(choices);
   take_drafts(choices);
-  const Stopwatch watch(stats_.decision_seconds);
+  const Stopwatch watch(*this, stats_.decision_seconds);
   collect_scheduled(scheduler_.schedule(trees_, works_));
 }
 
@@ -348,10 +346,10 @@ void EngineCore::collect_scheduled(std::span<const ScheduledRows> rows) {
 }
 
 std::span<RequestOutput> EngineCore::step() {
-  const auto start = Clock::now();
+  const double start = now();
   // What the caller does between steps is part of what a step takes while requests run. A lone
   // pause is not: the shorter one of the last two counts.
-  const double pause = was_busy_ ? std::chrono::duration<double>(start - last_end_).count() : 0;
+  const double pause = was_busy_ ? seconds_since(last_end_) : 0;
   const double outside = std::min(pause, last_pause_);
   last_pause_ = pause;
   was_busy_ = false;
@@ -363,13 +361,13 @@ std::span<RequestOutput> EngineCore::step() {
   build_batch();
   if (batch_.num_rows() == 0) return {};
 
-  const auto forward_start = Clock::now();
+  const double forward_start = now();
   run_moves();
   decoder_.run(batch_);
   walk_trees();
   stats_.forward_seconds += seconds_since(forward_start);
 
-  const auto verify_start = Clock::now();
+  const double verify_start = now();
   verify_and_commit();
   stats_.verify_seconds += seconds_since(verify_start);
 
@@ -381,7 +379,7 @@ std::span<RequestOutput> EngineCore::step() {
   finish_ended();
   stats_.step_seconds += seconds_since(start);
   was_busy_ = !completions_.empty();
-  last_end_ = Clock::now();
+  last_end_ = now();
   return {outputs_.data(), num_outputs_};
 }
 

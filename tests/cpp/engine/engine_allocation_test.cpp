@@ -20,6 +20,9 @@ using smartspec::testing::allocations;
 constexpr std::int32_t kBatch = 8;
 constexpr std::int32_t kWarmUp = 40;
 constexpr std::int32_t kSteps = 60;
+constexpr std::int32_t kMaxDraft = 16;
+// However deep a policy drafts, and be all of it accepted, no request ends: an end allocates.
+constexpr std::int32_t kMaxTokens = (kWarmUp + kSteps) * (kMaxDraft + 1);
 
 /// Allocations of kSteps steps in which kBatch requests decode and draft.
 std::int64_t count_allocations(const std::shared_ptr<const Model>& model,
@@ -28,14 +31,16 @@ std::int64_t count_allocations(const std::shared_ptr<const Model>& model,
   EngineOptions options;
   options.max_num_seqs = kBatch;
   options.max_num_batched_tokens = 256;
+  options.clock = [time = 0.0]() mutable { return time += 1e-4; };
   Engine engine(model, options, nullptr, std::move(proposers), std::move(policy));
   for (std::int32_t i = 0; i < kBatch; ++i) {
     Request request;
     request.prompt_token_ids.assign(10, 3 + i);
     request.sampling.temperature = i % 2 == 0 ? 0.0F : 1.0F;
     request.sampling.seed = i;
-    request.sampling.max_tokens = 900;
+    request.sampling.max_tokens = kMaxTokens;
     request.sampling.ignore_eos = true;
+    request.max_draft_tokens = kMaxDraft;
     if (i == 5) request.sampling.frequency_penalty = 0.1F;
     engine.add_request(std::move(request));
   }
@@ -51,14 +56,15 @@ std::int64_t count_allocations(const std::shared_ptr<const Model>& model,
 /// cache: a few allocations per request and block, none per step.
 TEST(EngineAllocations, OnlyWhatGrowsWithNewTokens) {
   ModelConfig config = testing::tiny_config();
-  config.max_position_embeddings = 1024;
+  config.max_position_embeddings = kMaxTokens + 16;
   const auto model =
       testing::tiny_model(make_runtime(Device::kCpu, 1), DType::kFloat32, 11, 0.0F, config);
   EXPECT_LE(count_allocations(model, {}, nullptr), kSteps);
 
-  // 60 steps x 8 requests x up to 5 tokens = 2400 tokens, 150 blocks of 16.
+  // 60 steps x 8 requests x up to 17 tokens = 8160 tokens, 510 blocks of 16.
   const auto draft = std::make_shared<DraftModelProposer>(model, DraftModelOptions{}, 61);
   EXPECT_LE(count_allocations(model, {draft}, make_fixed_policy(4)), 3 * kSteps);
+  EXPECT_LE(count_allocations(model, {draft}, make_fixed_policy(kMaxDraft)), 3 * kSteps);
 
   SuffixIndexOptions options;
   options.vocab_size = 61;

@@ -2,10 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Random operations on the engine API against what each request must emit: add (good and bad),
 // step, abort, preempt, clear the prefix cache, with proposers that help, lie, throw or return
-// rubbish, and policies of every kind.
+// rubbish, policies of every kind, and clocks that jump.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <map>
 #include <random>
@@ -255,8 +256,31 @@ class EngineFuzz {
     }
   }
 
+  /// The real one, or one that jumps to and fro and may not be a number.
+  std::function<double()> make_clock() {
+    if (rng_() % 2 == 0) return {};
+    return [rng = std::mt19937_64(rng_()), time = 0.0]() mutable {
+      switch (rng() % 64) {
+        case 0:
+          return std::numeric_limits<double>::quiet_NaN();
+        case 1:
+          return std::numeric_limits<double>::infinity();
+        case 2:
+          time -= 1;
+          break;
+        case 3:
+          time += 1e3;
+          break;
+        default:
+          time += 1e-6 * static_cast<double>(rng() % 100);
+      }
+      return time;
+    };
+  }
+
   void restart() {
     EngineOptions options;
+    options.clock = make_clock();
     options.max_num_seqs = static_cast<std::int32_t>(1 + rng_() % 12);
     options.max_num_batched_tokens = options.max_num_seqs + static_cast<std::int32_t>(rng_() % 40);
     options.num_kv_blocks = static_cast<std::int32_t>(4 + rng_() % 20);
