@@ -22,7 +22,8 @@ std::vector<TokenTree> propose(Proposer& proposer, const std::vector<OwnedReques
                 .seed = r.seed,
                 .cache_salt = r.cache_salt,
                 .prediction = view<TokenId>(r.prediction, "prediction", {-1}),
-                .min_survival = r.min_survival};
+                .min_survival = r.min_survival,
+                .claims = r.claims};
   }
   std::vector<TokenTree> trees(requests.size());
   const py::gil_scoped_release release;
@@ -53,12 +54,20 @@ OwnedRequest make_request(RequestId id, const TokenIds& tokens, std::int32_t max
       sampling,
       cache_salt,
       py::array_t<TokenId>(static_cast<py::ssize_t>(prediction.ids.size()), prediction.ids.data()),
-      min_survival};
+      min_survival,
+      {}};
 }
 
 }  // namespace
 
 void init_proposer(py::module_& m) {
+  py::class_<ClaimReading>(m, "ClaimReading",
+                           "How a proposer's claims read: with claim c of a token, its path being "
+                           "accepted, logit P(accepted) = offset + scale * logit(c).")
+      .def_readonly("offset", &ClaimReading::offset)
+      .def_readonly("scale", &ClaimReading::scale)
+      .def("accepted", &ClaimReading::accepted, py::arg("claim"),
+           "In (0, 1); 1 for a claim of 1 or more, which is no claim.");
   py::class_<OwnedRequest>(m, "ProposeRequest",
                            "A running request that may draft now. `tokens` is the prompt and the "
                            "verified output, int32.")
@@ -78,7 +87,9 @@ void init_proposer(py::module_& m) {
       .def_readonly("prediction", &OwnedRequest::prediction,
                     "Text that the output may resemble, from the user; int32.")
       .def_readonly("min_survival", &OwnedRequest::min_survival,
-                    "A path whose own survival falls below need not be continued.");
+                    "A path whose survival falls below need not be continued.")
+      .def_readonly("claims", &OwnedRequest::claims,
+                    "How its survival is read: the product over its nodes.");
 
   py::class_<OwnedOutcome>(
       m, "Outcome", "What a step did to one request. `tree` is empty when it drafted nothing.")

@@ -18,7 +18,8 @@ OwnedRequest own(const ProposeRequest& r) {
           r.sampling != nullptr ? *r.sampling : SamplingParams{},
           r.cache_salt,
           py::array_t<TokenId>(static_cast<py::ssize_t>(r.prediction.size()), r.prediction.data()),
-          r.min_survival};
+          r.min_survival,
+          r.claims};
 }
 
 [[noreturn]] void rethrow(const std::string& where, py::error_already_set& error) {

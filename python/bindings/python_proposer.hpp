@@ -27,6 +27,7 @@ struct OwnedRequest {
   std::uint64_t cache_salt = 0;
   py::array_t<TokenId> prediction;
   float min_survival = 0;
+  ClaimReading claims;
 };
 
 struct OwnedOutcome {

@@ -88,6 +88,7 @@ struct DraftChoice {
   std::int32_t proposer = -1;  // -1: none
   std::int32_t depth = 0;      // 0: none; of a candidate: levels of its tree that are kept
   float min_survival = 0;      // a paying proposer may stop a path below this
+  ClaimReading claims{};       // its claims read like this
 };
 
 /// What drafting by one proposer cost at a step.

@@ -29,7 +29,8 @@ struct ProposeRequest {
   std::uint64_t seed = 0;                    // keys the sampling noise: a draft model may share it
   std::uint64_t cache_salt = 0;              // tenant: nothing learnt from it may reach another
   std::span<const TokenId> prediction = {};  // text the output may resemble, from the user
-  float min_survival = 0;  // a path whose own survival falls below need not be continued
+  float min_survival = 0;  // a path whose survival falls below need not be continued
+  ClaimReading claims{};   // how its survival is read: the product over its nodes
 };
 
 /// What the last propose() ran, over all its passes; for predicting what the next one costs.

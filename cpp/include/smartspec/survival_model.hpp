@@ -48,6 +48,10 @@ class SMARTSPEC_API SurvivalModel {
   void expect(std::int32_t proposer, RequestId id, std::int32_t group,
               std::span<float> survival) const;
 
+  /// Before drafting: what calibrate() will make of claims, as a line through a low and a high one
+  /// of a second token. For telling the proposer where to stop.
+  [[nodiscard]] ClaimReading claims(std::int32_t proposer, RequestId id, std::int32_t group) const;
+
   /// After drafting: survival[i] of node i, corrected. Non-increasing along every path.
   void calibrate(std::int32_t proposer, RequestId id, std::int32_t group, const TokenTree& tree,
                  std::span<float> survival) const;

@@ -16,6 +16,18 @@ namespace smartspec {
 
 inline constexpr std::int32_t kMaxTreeNodes = 256;
 
+/// How a proposer's claims read: with claim c of a token, its path being accepted,
+/// logit P(accepted) = offset + scale * logit(c). The default takes them as they are.
+struct SMARTSPEC_API ClaimReading {
+  float offset = 0;
+  float scale = 1;
+
+  /// In (0, 1); 1 for a claim of 1 or more, which is no claim. Beyond logits of -5 and 6 claims say
+  /// no more.
+  [[nodiscard]] float accepted(float claim) const noexcept;
+  bool operator==(const ClaimReading&) const = default;
+};
+
 /// Structure of arrays in topological order (parent before child). Owns its arrays; a value type.
 /// Not thread-safe for writing.
 struct SMARTSPEC_API TokenTree {

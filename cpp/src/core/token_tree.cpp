@@ -8,6 +8,15 @@
 
 namespace smartspec {
 
+float ClaimReading::accepted(float claim) const noexcept {
+  if (!(claim < 1)) return 1;
+  if (*this == ClaimReading{}) return std::max(claim, 0.0F);
+  constexpr float kLeast = -5;
+  constexpr float kMost = 6;
+  const float logit = claim > 0 ? std::log(claim / (1 - claim)) : kLeast;
+  return 1 / (1 + std::exp(-(offset + scale * std::clamp(logit, kLeast, kMost))));
+}
+
 void TokenTree::clear() noexcept {
   tokens.clear();
   parents.clear();

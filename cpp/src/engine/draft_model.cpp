@@ -36,6 +36,7 @@ struct Lane {
   std::int32_t parent = -1;  // newest node of the chain
   std::int32_t logits = -1;  // row of the current pass, -1: none
   std::int32_t sampler_mark = 0;
+  float survival = 1;  // of the chain, its claims read as the request says
 };
 
 DraftModelOptions resolve(DraftModelOptions options, const Model& model) {
@@ -225,8 +226,8 @@ void DraftModelProposer::Impl::draw(Lane& lane, std::span<const float> logits) {
   --lane.depth;
   if (chain_node < 0 || lane.tree->size() >= lane.request->max_nodes) lane.depth = 0;
   if (chain_node < 0) return;
-  const float survival = lane.tree->survival[static_cast<std::size_t>(chain_node)];
-  if (survival < lane.request->min_survival) lane.depth = 0;
+  lane.survival *= lane.request->claims.accepted(scores[0]);
+  if (lane.survival < lane.request->min_survival) lane.depth = 0;
   lane.parent = chain_node;
   if (lane.depth > 0) {
     lane.state->sampler->accept(candidates[0]);

@@ -50,12 +50,13 @@ void EngineCore::collect_decodes(std::span<const DecodeSlot> slots) {
 }
 
 void EngineCore::ask(std::size_t proposer, std::size_t slot, std::int32_t max_depth,
-                     float min_survival) {
+                     float min_survival, const ClaimReading& claims) {
   const Completion& completion = *decodes_[slot];
   Drafts& drafts = drafts_[proposer];
   const std::int32_t max_nodes = std::min(completion.info->control.max_tokens, kMaxTreeNodes);
   drafts.requests.push_back(show(completion, max_depth, max_nodes));
   drafts.requests.back().min_survival = min_survival;
+  drafts.requests.back().claims = claims;
   drafts.slots.push_back(static_cast<std::int32_t>(slot));
 }
 
@@ -154,7 +155,7 @@ void EngineCore::propose_free(std::span<const DecodeSlot> slots) {
         backlog_[i] =
             std::max(backlog_[i], proposers_[p]->backlog(decodes_[i]->key(), decodes_[i]->tokens));
       } else {
-        ask(p, i, slots[i].max_depth, 0);
+        ask(p, i, slots[i].max_depth, 0, {});
       }
     }
     if (!stats_.proposers[p].pays_per_depth) call_proposer(p);
@@ -175,7 +176,7 @@ void EngineCore::propose_paid(std::span<const DraftChoice> choices) {
     if (!stats_.proposers[p].pays_per_depth) continue;
     for (std::size_t i = 0; i < choices.size(); ++i) {
       if (choices[i].proposer != static_cast<std::int32_t>(p)) continue;
-      ask(p, i, choices[i].depth, choices[i].min_survival);
+      ask(p, i, choices[i].depth, choices[i].min_survival, choices[i].claims);
     }
     call_proposer(p);
   }

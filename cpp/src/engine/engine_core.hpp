@@ -72,7 +72,8 @@ class EngineCore final : private KvHost {
   void propose_free(std::span<const DecodeSlot> slots);
   void propose_paid(std::span<const DraftChoice> choices);
   void take_drafts(std::span<const DraftChoice> choices);
-  void ask(std::size_t proposer, std::size_t slot, std::int32_t max_depth, float min_survival);
+  void ask(std::size_t proposer, std::size_t slot, std::int32_t max_depth, float min_survival,
+           const ClaimReading& claims);
   bool call_proposer(std::size_t proposer);
   void check_drafts(std::size_t proposer);
   [[nodiscard]] StepLoad work_of(std::size_t proposer) const;

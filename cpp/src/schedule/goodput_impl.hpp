@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "schedule/draft_stops.hpp"
 #include "smartspec/goodput_policy.hpp"
 
 namespace smartspec {
@@ -112,6 +113,7 @@ struct GoodputPolicy::Impl {
   PendingPasses target_passes;
   std::vector<CostModel> draft;             // [proposers]; only those of paying ones are used
   std::vector<PendingPasses> draft_passes;  // [proposers]
+  std::vector<DraftStops> stops;            // [proposers]
   std::optional<SurvivalModel> survival;    // made when the number of proposers is known
   Allocator allocator;
 
@@ -150,9 +152,11 @@ struct GoodputPolicy::Impl {
   std::vector<std::int32_t> best_offer;    // [requests] index into offers, -1: none
   std::vector<double> offer_value;         // [requests] of the best offer, above its price
   std::vector<float> paid_survival;        // [requests * max_paid_depth]
+  std::vector<float> paid_reach;           // [requests * max_paid_depth] that the level is drafted
   std::vector<float> optimism;             // [max_paid_depth] factor on expected survival
   std::vector<std::int32_t> paid_depths;   // [requests] most it may draft by the paying proposer
   std::vector<double> level_values;        // [max_paid_depth + 1]
+  std::vector<double> level_idle;          // [max_paid_depth] that nobody drafts there
   std::vector<std::int32_t> offsets, min_nodes, max_nodes, block_room, new_index;
   std::vector<float> survivals, sorted;
   std::vector<std::int32_t> parents;
@@ -181,6 +185,12 @@ struct GoodputPolicy::Impl {
                                      bool whole_backlog = false) const;
   [[nodiscard]] Price price_of(std::span<const LengthRequest> requests, double goodput,
                                double seconds_per_node) const;
+
+  // goodput_stops.cpp: where drafts stop
+  void expect_reach(std::span<const LengthRequest> requests);
+  void set_stops(std::span<const LengthRequest> requests);
+  void learn_stops(const StepView& step, std::span<const LengthRequest> requests,
+                   std::span<const DraftChoice> choices, std::span<TokenTree* const> trees);
 
   // goodput_probe.cpp: drafts made to learn
   void be_optimistic();

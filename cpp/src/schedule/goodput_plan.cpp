@@ -29,24 +29,42 @@ std::int32_t share_of_backlog(const LengthRequest& request) noexcept {
   return (std::max(request.backlog, 0) + steps - 1) / steps;
 }
 
-/// Load of the draft passes that `choices` ask of `proposer`, one level after the other.
-/// `backlog_of`: rows of a request's backlog that count.
-template <typename Visit, typename Backlog>
+/// Load of the draft passes that `choices` ask of `proposer`, one level after the other, and the
+/// probability that the pass is made: paths may stop before.
+/// `backlog_of`: rows of a request's backlog that count. `reach_of(i, level)`: that it gets there.
+template <typename Visit, typename Backlog, typename Reach>
 void for_each_pass(std::span<const LengthRequest> requests, std::span<const DraftChoice> choices,
-                   std::int32_t proposer, const Backlog& backlog_of, const Visit& visit) {
+                   std::int32_t proposer, const Backlog& backlog_of, const Reach& reach_of,
+                   const Visit& visit) {
   for (std::int32_t level = 1;; ++level) {
     StepLoad load;
+    double nobody = 1;
+    double expected = 0;
     for (std::size_t i = 0; i < requests.size(); ++i) {
       if (choices[i].proposer != proposer || choices[i].depth < level) continue;
       const std::int32_t rows = 1 + (level == 1 ? backlog_of(requests[i]) : 0);
+      const auto reach = static_cast<double>(reach_of(i, level));
+      nobody *= 1 - reach;
+      expected += reach;
       load.num_tokens += rows;
       ++load.num_sequences;
-      ++load.num_logits;
       load.kv_tokens += context_of(requests[i]);
       load.attention_pairs += rows * context_of(requests[i]);
     }
     if (load.num_sequences == 0) return;
-    visit(load);
+    const double made = 1 - nobody;
+    if (made <= 0) return;
+    // As many as get there when anyone does.
+    const double share = expected / made / load.num_sequences;
+    const auto part = [&](auto whole) {
+      return static_cast<decltype(whole)>(std::llround(static_cast<double>(whole) * share));
+    };
+    load.num_tokens = std::max(part(load.num_tokens), 1);
+    load.num_sequences = std::max(part(load.num_sequences), 1);
+    load.num_logits = load.num_sequences;
+    load.kv_tokens = part(load.kv_tokens);
+    load.attention_pairs = part(load.attention_pairs);
+    visit(load, made);
   }
 }
 
@@ -89,6 +107,7 @@ void GoodputPolicy::Impl::take_candidates(const StepView& step,
     draft.clear();
     for (std::size_t i = 0; i < num_proposers; ++i) draft.emplace_back(options.draft, options.cost);
     draft_passes.assign(num_proposers, {});
+    stops.assign(num_proposers, {});
   }
   kept.clear();
   offers.clear();
@@ -174,6 +193,7 @@ void GoodputPolicy::Impl::expect_paid(std::span<const LengthRequest> requests) {
       levels[d] = bound = std::min(bound, levels[d] * optimism[d]);
     }
   }
+  expect_reach(requests);  // after expect(), which refuses groups out of range
 }
 
 double GoodputPolicy::Impl::draft_seconds(std::span<const LengthRequest> requests,
@@ -184,8 +204,12 @@ double GoodputPolicy::Impl::draft_seconds(std::span<const LengthRequest> request
   const auto backlog = [&](const LengthRequest& request) {
     return whole_backlog ? std::max(request.backlog, 0) : share_of_backlog(request);
   };
-  for_each_pass(requests, choices, paying, backlog,
-                [&](const StepLoad& load) { seconds += cost.predict(load); });
+  const auto depth = static_cast<std::size_t>(options.max_paid_depth);
+  const auto reach = [&](std::size_t i, std::int32_t level) {
+    return paid_reach[i * depth + static_cast<std::size_t>(level - 1)];
+  };
+  for_each_pass(requests, choices, paying, backlog, reach,
+                [&](const StepLoad& load, double made) { seconds += made * cost.predict(load); });
   if (seconds > 0) seconds += overhead.share() * seconds_at(segments.front().first_tokens);
   return seconds;
 }
@@ -217,16 +241,19 @@ void GoodputPolicy::Impl::assign(std::span<const LengthRequest> requests, const 
   const auto max_depth = static_cast<std::size_t>(options.max_paid_depth);
   choose_offers(requests, price.node);
   level_values.assign(max_depth + 1, 0.0);
+  level_idle.assign(max_depth, 1.0);
   std::size_t least = 0;  // levels that targets ask for
   const auto walk = [&](std::size_t i, const auto& visit) {
     const float* levels = &paid_survival[i * max_depth];
+    const float* reach = &paid_reach[i * max_depth];
     const double wanted = tokens_needed(requests[i], step_seconds) - 1;
     double value = 0;
     double tokens = 0;
     for (std::size_t d = 0; d < static_cast<std::size_t>(paid_depths[i]); ++d) {
       const bool needed =
           tokens < wanted || static_cast<std::int32_t>(d) < requests[i].control.min_tokens;
-      const double gain = static_cast<double>(levels[d]) - (needed ? 0 : price.node + price.ride);
+      const double rows = needed ? 0 : static_cast<double>(reach[d]);
+      const double gain = static_cast<double>(levels[d]) - rows * (price.node + price.ride);
       if (gain <= 0 && !needed) break;
       value += gain;
       tokens += static_cast<double>(levels[d]);
@@ -239,6 +266,7 @@ void GoodputPolicy::Impl::assign(std::span<const LengthRequest> requests, const 
     level_values[0] += offer_value[i];
     walk(i, [&](std::size_t depth, double at_depth, bool needed) {
       level_values[depth] += std::max(offer_value[i], at_depth);
+      level_idle[depth - 1] *= 1 - static_cast<double>(paid_reach[i * max_depth + depth - 1]);
       reached = depth;
       value = at_depth;
       if (needed && best_offer[i] < 0) least = std::max(least, depth);
@@ -248,9 +276,11 @@ void GoodputPolicy::Impl::assign(std::span<const LengthRequest> requests, const 
     }
   }
   std::size_t deepest = least;
-  for (std::size_t d = least; d <= max_depth; ++d) {
-    level_values[d] -= static_cast<double>(d) * price.pass;
-    if (level_values[d] > level_values[deepest]) deepest = d;
+  double passes = 0;
+  for (std::size_t d = 0; d <= max_depth; ++d) {
+    if (d > 0) passes += 1 - level_idle[d - 1];
+    level_values[d] -= passes * price.pass;
+    if (d >= least && level_values[d] > level_values[deepest]) deepest = d;
   }
   tried.choices.assign(requests.size(), {});
   for (std::size_t i = 0; i < requests.size(); ++i) {
@@ -276,8 +306,11 @@ void GoodputPolicy::Impl::put_expected(std::span<const LengthRequest> requests) 
     const DraftChoice& choice = tried.choices[i];
     if (choice.proposer == paying && choice.depth > 0) {
       const float* levels = &paid_survival[i * static_cast<std::size_t>(options.max_paid_depth)];
+      const float* reach = &paid_reach[i * static_cast<std::size_t>(options.max_paid_depth)];
+      float survives = 1;  // of those that are drafted
       for (std::int32_t d = 0; d < choice.depth; ++d) {
-        survivals.push_back(levels[d]);
+        survives = std::min(survives, levels[d] / std::max(reach[d], 1e-6F));
+        survivals.push_back(survives);
         parents.push_back(d - 1);
       }
     } else if (choice.proposer >= 0) {
@@ -297,18 +330,27 @@ void GoodputPolicy::Impl::evaluate(const StepView& step, std::span<const LengthR
   put_expected(requests);
   const double drafting = draft_seconds(requests, tried.choices);
   const Allocation chosen = allocator.solve(problem(step, drafting), selected);
+  const auto max_depth = static_cast<std::size_t>(options.max_paid_depth);
   tried.draft_depth = 0;
+  double missing_nodes = 0;  // paths that stop before
+  double missing_tokens = 0;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     DraftChoice& choice = tried.choices[i];
     if (choice.proposer != paying) continue;
     const auto first = selected.begin() + offsets[i];
     choice.depth = static_cast<std::int32_t>(std::count(first, first + choice.depth, 1));
+    for (std::size_t d = 0; d < static_cast<std::size_t>(choice.depth); ++d) {
+      missing_nodes += 1 - static_cast<double>(paid_reach[i * max_depth + d]);
+      missing_tokens += static_cast<double>(survivals[static_cast<std::size_t>(offsets[i]) + d] -
+                                            paid_survival[i * max_depth + d]);
+    }
     if (choice.depth == 0) choice = {};
     tried.draft_depth = std::max(tried.draft_depth, choice.depth);
   }
-  tried.num_nodes = chosen.num_nodes;
-  tried.expected_tokens = chosen.expected_tokens;
-  tried.seconds = chosen.seconds - drafting + draft_seconds(requests, tried.choices);
+  tried.num_nodes = chosen.num_nodes - static_cast<std::int32_t>(std::lround(missing_nodes));
+  tried.expected_tokens = chosen.expected_tokens - missing_tokens;
+  tried.seconds =
+      seconds_at(step.base.num_tokens + tried.num_nodes) + draft_seconds(requests, tried.choices);
 }
 
 /// Prices are averages, blind to the edges of a staircase: a plan may be the best at its own price
@@ -398,6 +440,7 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
     if (!step.proposers[p].pays_per_depth) continue;
     paying = static_cast<std::int32_t>(p);
     plan_paid(step, requests);
+    set_stops(requests);
   }
   if (!any_paying || best.draft_depth == 0) {
     // Free drafts are here already: allocate() decides with the real trees.
@@ -414,6 +457,7 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
   if (!any_paying) return;
   note_plan(requests);
   paying = choose_probe(step);
+  expect_reach(requests);
   if (best.draft_depth == 0 && explore(step, requests, choices)) return;
   probe(requests, choices);
 }

@@ -107,7 +107,10 @@ void GoodputPolicy::Impl::probe(std::span<const LengthRequest> requests,
       const std::size_t i = (start + k) % requests.size();
       if (!eligible(i, new_pass)) continue;
       if (choices[i].proposer != paying) cost += offer_value[i] * seconds_per_token;
-      tried.choices[i] = {.proposer = paying, .depth = depth_of(i) + 1};
+      tried.choices[i] = {.proposer = paying,
+                          .depth = depth_of(i) + 1,
+                          .min_survival = depth_of(i) > 0 ? choices[i].min_survival : 0,
+                          .claims = choices[i].claims};
       ++taken;
     }
     if (taken == 0) return;

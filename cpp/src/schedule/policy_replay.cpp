@@ -20,7 +20,7 @@ using trace::Reader;
 constexpr std::size_t kProposerBytes = 5;
 constexpr std::size_t kRequestBytes = 81;
 constexpr std::size_t kCandidateBytes = 9;
-constexpr std::size_t kChoiceBytes = 12;
+constexpr std::size_t kChoiceBytes = 20;
 constexpr std::size_t kDraftBytes = 44;
 constexpr std::size_t kOutcomeBytes = 20;
 constexpr std::int64_t kMostNodes = 1 << 28;  // of a request at one step
@@ -99,7 +99,9 @@ bool get_tree(Reader& in, TokenTree& tree) {
 
 bool same_choice(const DraftChoice& a, const DraftChoice& b) {
   return a.proposer == b.proposer && a.depth == b.depth &&
-         trace::bits_of(a.min_survival) == trace::bits_of(b.min_survival);
+         trace::bits_of(a.min_survival) == trace::bits_of(b.min_survival) &&
+         trace::bits_of(a.claims.offset) == trace::bits_of(b.claims.offset) &&
+         trace::bits_of(a.claims.scale) == trace::bits_of(b.claims.scale);
 }
 
 class Replayer {
@@ -349,11 +351,13 @@ std::vector<DraftChoice> Replayer::get_choices(Reader& in) {
   const std::size_t count = in.get_count("choices", kChoiceBytes);
   if (count != requests_.size()) in.fail("there must be one choice per request");
   std::vector<DraftChoice> choices(count);
-  for (auto& [proposer, depth, min_survival] : choices) {
+  for (auto& [proposer, depth, min_survival, claims] : choices) {
     proposer = in.get_in<std::int32_t>("choice's proposer", -1,
                                        static_cast<std::int64_t>(proposers_.size()) - 1);
     depth = in.get_in<std::int32_t>("depth", 0, kMany);
     min_survival = in.get<float>("min_survival");
+    claims.offset = in.get<float>("claims' offset");
+    claims.scale = in.get<float>("claims' scale");
   }
   return choices;
 }

@@ -74,10 +74,12 @@ void put_proposers(trace::Writer& out, std::span<const ProposerView> proposers) 
 
 void put_choices(trace::Writer& out, std::span<const DraftChoice> choices) {
   out.put_count(choices.size());
-  for (const auto& [proposer, depth, min_survival] : choices) {
+  for (const auto& [proposer, depth, min_survival, claims] : choices) {
     out.put(proposer);
     out.put(depth);
     out.put(min_survival);
+    out.put(claims.offset);
+    out.put(claims.scale);
   }
 }
 

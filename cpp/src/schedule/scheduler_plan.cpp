@@ -3,6 +3,7 @@
 // The policy's side of a step. Policies are anybody's code: whatever one answers, depths, proposers
 // and trees end up within what the request, the rows and the drafts allow.
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <stdexcept>
@@ -239,6 +240,10 @@ DraftChoice Scheduler::Impl::hold_to_limits(DraftChoice choice, std::size_t requ
   choice.depth = std::min(choice.depth, shown.max_depth);
   // Written so that NaN becomes 0.
   choice.min_survival = choice.min_survival > 0 ? std::min(choice.min_survival, 1.0F) : 0.0F;
+  if (!std::isfinite(choice.claims.offset) || !std::isfinite(choice.claims.scale)) {
+    choice.claims = {};
+    choice.min_survival = 0;
+  }
   return choice;
 }
 

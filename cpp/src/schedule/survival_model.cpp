@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "smartspec/survival_model.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -280,6 +281,29 @@ void SurvivalModel::expect(std::int32_t proposer, RequestId id, std::int32_t gro
     extend(reached, request, table.depth_odds[std::min<std::size_t>(d, kMaxDepth - 1)]);
     survival[d] = weighted(reached);
   }
+}
+
+ClaimReading SurvivalModel::claims(std::int32_t proposer, RequestId id, std::int32_t group) const {
+  constexpr std::size_t kDepth = 1;  // the first after which a draft may stop
+  const std::size_t p = impl_->checked(proposer, group);
+  const Acceptance& model = impl_->proposers[p].node;
+  const RequestState* states = impl_->requests.find(id);
+  const Points request = model.points(states == nullptr ? nullptr : &states[p].node);
+  const float depth_odds = model.table(group).depth_odds[kDepth];
+  const Acceptance::ClaimTable& table = model.claim_table(group);
+  const auto read = [&](float claim) {
+    Points reached;
+    reached.fill(1);
+    extend(reached, request, table.factor(survival::fast_exp(claim)) * depth_odds);
+    const float accepted = std::clamp(weighted(reached), 1e-4F, 1 - 1e-4F);
+    return survival::fast_log(accepted / (1 - accepted));
+  };
+  const float usual = model.usual_claim();
+  const float spread = std::clamp(model.claim_spread(), 0.25F, 3.0F);
+  const float low = read(usual - spread);
+  const float high = read(usual + spread);
+  const float scale = std::max(0.0F, (high - low) / (2 * spread));
+  return {.offset = (low + high) / 2 - scale * usual, .scale = scale};
 }
 
 void SurvivalModel::calibrate(std::int32_t proposer, RequestId id, std::int32_t group,

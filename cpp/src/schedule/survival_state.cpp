@@ -39,8 +39,9 @@ constexpr std::array<float, 2> kJumpWindows = {64, 512};  // trials
 constexpr float kJumpEvidence = 15;    // -log of how rarely chance may look like a jump, per look
 constexpr float kProbit = 0.3926991F;  // pi / 8: a logistic function averaged over a Gaussian
 constexpr float kMostLogit = 9;
-constexpr float kMostSum = 24;    // of terms: all their products stay finite
-constexpr float kUnseenFade = 8;  // tokens not seen fade the average that much slower
+constexpr float kMostSum = 24;       // of terms: all their products stay finite
+constexpr float kClaimMemory = 512;  // claims, for their mean
+constexpr float kUnseenFade = 8;     // tokens not seen fade the average that much slower
 
 /// E logistic(x + noise) is about logistic(x * this) (MacKay 1992).
 float shrink_by(float variance) { return 1 / std::sqrt(1 + kProbit * variance); }
@@ -167,8 +168,9 @@ void Acceptance::for_each_weight(const Trial& trial, const Visit& visit) {
     }
   } else {
     const Cell cell = find_cell(trial.claim);
-    visit(slope_, trial.claim, shape_fade_, kSlopeVariance);
-    visit(group_slopes_[g], trial.claim, shape_fade_, kGroupSlopeVariance);
+    const float claim = trial.claim - claim_mean_;
+    visit(slope_, claim, shape_fade_, kSlopeVariance);
+    visit(group_slopes_[g], claim, shape_fade_, kGroupSlopeVariance);
     visit(knots_[cell.knot], 1 - cell.part, shape_fade_, kKnotVariance);
     visit(knots_[cell.knot + 1], cell.part, shape_fade_, kKnotVariance);
   }
@@ -180,6 +182,10 @@ float Acceptance::learn(const Trial& trial, bool accepted, bool own, Difference&
     depths_[at + 1].value = depths_[at].value;
   }
   float base = trial.rank == kOnlyChild ? ranks_[0].value : 0;
+  if (trial.claim != kNoClaim) {
+    note_claim(trial.claim);
+    base += anchor_ + group_anchors_[static_cast<std::size_t>(trial.group)];
+  }
   float variance = 0;
   for_each_weight(trial, [&](const Weight& weight, float feature, float, float) {
     base += weight.value * feature;
@@ -218,6 +224,18 @@ float Acceptance::learn(const Trial& trial, bool accepted, bool own, Difference&
   note_residual(label - p, e * p * p);
   prepare(difference);  // after a jump
   return p;
+}
+
+void Acceptance::note_claim(float claim) noexcept {
+  num_claims_ = std::min(num_claims_ + 1, kClaimMemory);
+  const float difference = claim - claim_mean_;
+  const float move = difference / num_claims_;
+  claim_variance_ += (difference * difference - claim_variance_) / num_claims_;
+  claim_mean_ += move;
+  anchor_ += slope_.value * move;
+  for (std::size_t g = 0; g < group_slopes_.size(); ++g) {
+    group_anchors_[g] += group_slopes_[g].value * move;
+  }
 }
 
 void Acceptance::note_residual(float residual, float variance) {
@@ -302,11 +320,14 @@ void Acceptance::build(std::int32_t group, Table& table) const {
 }
 
 void Acceptance::build(std::int32_t group, ClaimTable& table) const {
-  const float slope = slope_.value + group_slopes_[static_cast<std::size_t>(group)].value;
+  const auto g = static_cast<std::size_t>(group);
+  const float slope = slope_.value + group_slopes_[g].value;
+  const float anchor = anchor_ + group_anchors_[g];
   std::array<float, kNumKnots> values{};
   std::array<float, kNumKnots> weights{};
   for (std::size_t k = 0; k < knots_.size(); ++k) {
-    values[k] = slope * (kFirstKnot + static_cast<float>(k)) + knots_[k].value;
+    const float claim = kFirstKnot + static_cast<float>(k) - claim_mean_;
+    values[k] = anchor + slope * claim + knots_[k].value;
     weights[k] = 1 / knots_[k].variance;
   }
   make_ascending(values, weights);

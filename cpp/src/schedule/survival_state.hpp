@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -126,6 +127,10 @@ class Acceptance {
     std::array<float, kNumRanks> rank_factors{};
     std::uint64_t version = 0;
   };
+  /// Claims of late, in logits: their mean, and how far they lie from it.
+  [[nodiscard]] float usual_claim() const noexcept { return claim_mean_; }
+  [[nodiscard]] float claim_spread() const noexcept { return std::sqrt(claim_variance_); }
+
   /// The same for claims, ascending; kClaimCells per octave of the claim's odds.
   struct ClaimTable {
     std::array<float, kNumClaimCells + 1> factors{};
@@ -198,6 +203,7 @@ class Acceptance {
 
   template <typename Visit>
   void for_each_weight(const Trial& trial, const Visit& visit);
+  void note_claim(float claim) noexcept;
   void note_residual(float residual, float variance);
   void open_up() noexcept;
   void build(std::int32_t group, Table& table) const;
@@ -208,6 +214,14 @@ class Acceptance {
   float shape_fade_;
   Spread slow_spread_;
   Spread fast_spread_;
+
+  // Slopes are about the mean claim: about a far point they and the level would explain the same,
+  // and with a diagonal covariance be slow to part. As the mean moves, so does the value there.
+  float claim_mean_ = 0;
+  float claim_variance_ = 1;
+  float num_claims_ = 0;  // fading
+  float anchor_ = 0;
+  std::array<float, SurvivalModel::kMaxGroups> group_anchors_{};
 
   Weight level_;
   Weight slope_;

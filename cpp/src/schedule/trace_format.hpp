@@ -29,7 +29,7 @@
 namespace smartspec::trace {
 
 inline constexpr std::string_view kMagic = "SSPTRACE";
-inline constexpr std::uint32_t kVersion = 2;
+inline constexpr std::uint32_t kVersion = 3;
 
 enum class Kind : std::uint8_t {
   kProposers = 1,  // u32 count, each: u8 pays, u32 n, n bytes

@@ -109,7 +109,7 @@ bool World::covers(const SimRequest& request, std::int32_t proposer) const noexc
 }
 
 void World::draft(SimRequest& request, std::int32_t index, std::int32_t depth, float min_survival,
-                  TokenTree& tree) const {
+                  const ClaimReading& reading, TokenTree& tree) const {
   tree.clear();
   if (!covers(request, index)) return;
   const SimulatedProposer& proposer = this->proposer(index);
@@ -117,6 +117,7 @@ void World::draft(SimRequest& request, std::int32_t index, std::int32_t depth, f
   const bool claims = proposer.claim_noise >= 0;
   bool right = true;
   double path = 1;
+  double read = 1;
   for (std::int32_t d = 0; d < std::min(depth, proposer.max_depth); ++d) {
     const std::int32_t position = request.emitted + d;
     const Luck::Bits bits = luck_.bits(Luck::Use::kDraft, request.id, position, index, d);
@@ -124,7 +125,9 @@ void World::draft(SimRequest& request, std::int32_t index, std::int32_t depth, f
     right = right && Luck::uniform(bits[0]) < sigmoid(logit);
     if (claims) {
       const double noise = proposer.claim_noise * Luck::normal(bits[1], bits[2]);
-      path *= sigmoid(logit + noise + proposer.claim_bias);
+      const double claim = sigmoid(logit + noise + proposer.claim_bias);
+      path *= claim;
+      read *= static_cast<double>(reading.accepted(static_cast<float>(claim)));
     }
     // A wrong token is outside the range of true ones.
     const TokenId token =
@@ -134,7 +137,7 @@ void World::draft(SimRequest& request, std::int32_t index, std::int32_t depth, f
     tree.parents.push_back(d - 1);
     tree.depths.push_back(d);
     tree.survival.push_back(static_cast<float>(path));
-    if (path < min_survival) break;
+    if (read < min_survival) break;
   }
 }
 

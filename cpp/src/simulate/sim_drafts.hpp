@@ -33,7 +33,7 @@ class World {
   /// A chain of at most `depth` tokens, which ends behind the first one that claims less than
   /// `min_survival`. Empty without coverage.
   void draft(SimRequest& request, std::int32_t proposer, std::int32_t depth, float min_survival,
-             TokenTree& tree) const;
+             const ClaimReading& claims, TokenTree& tree) const;
 
   [[nodiscard]] const SimulatedProposer& proposer(std::int32_t index) const {
     return proposers_[static_cast<std::size_t>(index)].options;

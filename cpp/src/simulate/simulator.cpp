@@ -157,7 +157,7 @@ std::span<const Candidate> Simulation::propose(std::span<const DecodeSlot> slots
     if (!paying_.empty()) backlog_[i] = missing_tokens(request, paying_.front()) - 1;
     for (std::size_t f = 0; f < free_.size(); ++f) {
       TokenTree& tree = candidate_trees_[i * free_.size() + f];
-      world_.draft(request, free_[f], slots[i].max_depth, 0, tree);
+      world_.draft(request, free_[f], slots[i].max_depth, 0, {}, tree);
       candidates_.push_back(
           {.request = static_cast<std::int32_t>(i), .proposer = free_[f], .tree = &tree});
     }
@@ -192,7 +192,8 @@ void Simulation::draft_paid(std::int32_t proposer, std::span<const DecodeSlot> s
     if (choices[i].depth <= 0 || choices[i].proposer != proposer) continue;
     SimRequest& request = pool_.of(slots[i].id);
     const std::int32_t depth = std::min(choices[i].depth, slots[i].max_depth);
-    world_.draft(request, proposer, depth, choices[i].min_survival, paid_trees_[i]);
+    world_.draft(request, proposer, depth, choices[i].min_survival, choices[i].claims,
+                 paid_trees_[i]);
     trees_[i] = &paid_trees_[i];
     levels_[i] = paid_trees_[i].size();
     if (levels_[i] == 0) continue;

@@ -15,6 +15,7 @@ from . import cuda
 
 __all__: list[str] = [
     "AcceptanceModel",
+    "ClaimReading",
     "CostCoefficients",
     "CostModel",
     "CostModelOptions",
@@ -809,6 +810,19 @@ class KvCache:
     @property
     def num_sequences(self) -> int: ...
 
+class ClaimReading:
+    """
+    How a proposer's claims read: with claim c of a token, its path being accepted, logit P(accepted) = offset + scale * logit(c).
+    """
+    def accepted(self, claim: typing.SupportsFloat | typing.SupportsIndex) -> float:
+        """
+        In (0, 1); 1 for a claim of 1 or more, which is no claim.
+        """
+    @property
+    def offset(self) -> float: ...
+    @property
+    def scale(self) -> float: ...
+
 class ProposeRequest:
     """
     A running request that may draft now. `tokens` is the prompt and the verified output, int32.
@@ -832,6 +846,11 @@ class ProposeRequest:
         The tenant.
         """
     @property
+    def claims(self) -> ClaimReading:
+        """
+        How its survival is read: the product over its nodes.
+        """
+    @property
     def id(self) -> int: ...
     @property
     def max_depth(self) -> int: ...
@@ -840,7 +859,7 @@ class ProposeRequest:
     @property
     def min_survival(self) -> float:
         """
-        A path whose own survival falls below need not be continued.
+        A path whose survival falls below need not be continued.
         """
     @property
     def num_prompt_tokens(self) -> int: ...

@@ -104,5 +104,21 @@ TEST(TokenTreeTest, RandomRubbishNeverPassesAsATree) {
   }
 }
 
+TEST(ClaimReadingTest, ReadsLogitsOnALineAndLeavesNoClaimAlone) {
+  const ClaimReading as_it_is;
+  for (const float claim : {0.0F, 0.25F, 0.999F}) EXPECT_EQ(as_it_is.accepted(claim), claim);
+  EXPECT_EQ(as_it_is.accepted(-1), 0);
+  const ClaimReading halved{.offset = 1, .scale = 0.5F};
+  EXPECT_NEAR(halved.accepted(0.5F), 1 / (1 + std::exp(-1.0)), 1e-6);
+  EXPECT_NEAR(halved.accepted(0.9F), 1 / (1 + std::exp(-1 - 0.5 * std::log(9.0))), 1e-6);
+  EXPECT_GT(halved.accepted(0), 0) << "claims may be wrong";
+  EXPECT_LT(halved.accepted(0.9999999F), 1);
+  for (const ClaimReading& reading : {as_it_is, halved}) {
+    EXPECT_EQ(reading.accepted(1), 1);
+    EXPECT_EQ(reading.accepted(2), 1);
+    EXPECT_EQ(reading.accepted(std::nanf("")), 1);
+  }
+}
+
 }  // namespace
 }  // namespace smartspec

@@ -303,6 +303,18 @@ TEST(EngineProposersTest, ADraftModelStopsWhereASurvivalFallsBelow) {
     EXPECT_EQ(draft.last_work().num_passes, tree.size());
     EXPECT_TRUE(std::equal(tree.tokens.begin(), tree.tokens.end(), full.tokens.begin()));
   }
+  // The same, when its claims read otherwise than they are.
+  const auto drafted = [&](ClaimReading claims) {
+    ++request.id;
+    request.min_survival = 0.5F;
+    request.claims = claims;
+    TokenTree tree;
+    draft.propose({&request, 1}, {&tree, 1});
+    return tree.size();
+  };
+  EXPECT_EQ(drafted({.offset = 20, .scale = 0}), 8) << "all of them are sure";
+  EXPECT_EQ(drafted({.offset = -20, .scale = 0}), 1);
+  EXPECT_EQ(drafted({.offset = 1, .scale = 0}), 3) << "0.73 each, and 0.39 three of them";
   EXPECT_EQ(draft.backlog(1, tokens), 0);
   EXPECT_EQ(draft.backlog(99, tokens), 3);
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <random>
@@ -161,6 +162,8 @@ class WildPolicy final : public LengthPolicy {
       choice.proposer = static_cast<std::int32_t>(rng_() % (step.proposers.size() + 1)) - 1;
       choice.depth = static_cast<std::int32_t>(rng_() % 20) - 1;
       choice.min_survival = static_cast<float>(rng_() % 10) * 0.1F;
+      if (rng_() % 4 == 0) choice.claims.scale = std::numeric_limits<float>::quiet_NaN();
+      if (rng_() % 4 == 0) choice.claims.offset = static_cast<float>(rng_() % 5) - 2;
     }
   }
   void allocate(const StepView&, std::span<const LengthRequest>, std::span<const DraftChoice>,

@@ -214,6 +214,7 @@ class Spy final : public LengthPolicy {
       choice.proposer = static_cast<std::int32_t>(random_() % 4U) - 1;
       choice.depth = choice.proposer < 0 ? 0 : 1 + static_cast<std::int32_t>(random_() % 6U);
       choice.min_survival = static_cast<float>(random_() % 100U) / 100.0F;
+      choice.claims = {.offset = static_cast<float>(random_() % 10U), .scale = 0.25F};
     }
   }
   void allocate(const StepView& step, std::span<const LengthRequest> requests,
@@ -222,7 +223,8 @@ class Spy final : public LengthPolicy {
     log << "allocate";
     show(step, requests);
     for (const DraftChoice& choice : choices) {
-      log << ' ' << choice.proposer << ' ' << choice.depth << ' ' << choice.min_survival;
+      log << ' ' << choice.proposer << ' ' << choice.depth << ' ' << choice.min_survival << ' '
+          << choice.claims.offset << ' ' << choice.claims.scale;
     }
     show(drafts);
     for (std::size_t i = 0; i < trees.size(); ++i) {

@@ -9,6 +9,7 @@
 #include <limits>
 #include <map>
 #include <new>
+#include <random>
 #include <utility>
 
 #include "schedule/survival_world.hpp"
@@ -353,6 +354,43 @@ TEST(SurvivalModel, HigherClaimsNeverGetLess) {
       last = survival[0];
     }
   }
+}
+
+TEST(SurvivalModel, AFewHighClaimsDoNotMakeHighClaimsOrdinary) {
+  SurvivalModel model;
+  TokenTree tree = chain_of({1});
+  tree.survival[0] = 0.95F;
+  const std::vector<TokenId> emitted{1};
+  for (int t = 0; t < 10; ++t) model.learn(0, 1, 0, 1, tree, emitted);
+  std::array<float, 1> survival{};
+  model.calibrate(0, kNobody, 0, tree, survival);
+  EXPECT_GT(survival[0], 0.9F);
+  EXPECT_GT(model.claims(0, kNobody, 0).accepted(0.95F), 0.9F);
+}
+
+TEST(SurvivalModel, ClaimsAreReadAsTheyCameOut) {
+  // Claims twice as sure, in logits, as they should be, and half a logit too low.
+  constexpr float kOffset = 0.5F;
+  constexpr float kScale = 0.5F;
+  SurvivalModel model;
+  std::mt19937 random(5);
+  std::normal_distribution<float> claimed(2, 2);
+  const auto sigmoid = [](float x) { return 1 / (1 + std::exp(-x)); };
+  for (int t = 0; t < 20000; ++t) {
+    const float logits = claimed(random);
+    const bool right = std::bernoulli_distribution(
+        static_cast<double>(sigmoid(kOffset + kScale * logits)))(random);
+    TokenTree tree = chain_of({1});
+    tree.survival[0] = sigmoid(logits);
+    const std::vector<TokenId> emitted{right ? 1 : 2};
+    model.learn(0, 1, 0, 1, tree, emitted);
+  }
+  const ClaimReading reading = model.claims(0, kNobody, 0);
+  EXPECT_NEAR(reading.scale, kScale, 0.1F);
+  for (const float logits : {0.0F, 2.0F, 4.0F}) {
+    EXPECT_NEAR(reading.accepted(sigmoid(logits)), sigmoid(kOffset + kScale * logits), 0.04F);
+  }
+  EXPECT_EQ(reading.accepted(1), 1) << "no claim";
 }
 
 // --- requests ----------------------------------------------------------------------------------

@@ -65,12 +65,12 @@ TEST(World, IsTheSameForEveryPolicy) {
   const sim::World world(options, luck);
   sim::SimRequest& request = pool.all()[2];
   TokenTree whole, again;
-  world.draft(request, 0, 8, 0, whole);
+  world.draft(request, 0, 8, 0, {}, whole);
   ASSERT_EQ(whole.size(), 8);
   EXPECT_EQ(whole.validate(std::numeric_limits<std::int32_t>::max(), 8, 8), "");
   // Shorter drafts are the start of longer ones, however often and in whatever order they are made.
   for (const std::int32_t depth : {3, 8, 1}) {
-    world.draft(request, 0, depth, 0, again);
+    world.draft(request, 0, depth, 0, {}, again);
     for (std::int32_t n = 0; n < depth; ++n) {
       EXPECT_EQ(again.tokens.at(static_cast<std::size_t>(n)),
                 whole.tokens.at(static_cast<std::size_t>(n)));
@@ -106,7 +106,7 @@ TEST(World, DraftsAreRightAsOftenAsSurvivalSays) {
     sim::SimRequest& request = pool.all()[static_cast<std::size_t>(trial % 8)];
     request.emitted = trial / 8;
     world.survival(request, 0, request.emitted, path);
-    world.draft(request, 0, kDepth, 0, tree);
+    world.draft(request, 0, kDepth, 0, {}, tree);
     bool all = true;
     for (int d = 0; d < kDepth; ++d) {
       const auto depth = static_cast<std::size_t>(d);
