@@ -49,7 +49,8 @@ class SMARTSPEC_API SurvivalModel {
               std::span<float> survival) const;
 
   /// Before drafting: what calibrate() will make of claims, as a line through a low and a high one
-  /// of a second token. For telling the proposer where to stop.
+  /// of a first token: deeper ones are seen only where the draft went on, which is no fair sample.
+  /// For telling the proposer where to stop.
   [[nodiscard]] ClaimReading claims(std::int32_t proposer, RequestId id, std::int32_t group) const;
 
   /// After drafting: survival[i] of node i, corrected. Non-increasing along every path.

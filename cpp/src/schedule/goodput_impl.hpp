@@ -186,11 +186,12 @@ struct GoodputPolicy::Impl {
   [[nodiscard]] Price price_of(std::span<const LengthRequest> requests, double goodput,
                                double seconds_per_node) const;
 
-  // goodput_stops.cpp: where drafts stop
+  // goodput_stops.cpp: where a draft stops
+  [[nodiscard]] bool may_stop(std::span<const LengthRequest> requests) const;
   void expect_reach(std::span<const LengthRequest> requests);
-  void set_stops(std::span<const LengthRequest> requests);
-  void learn_stops(const StepView& step, std::span<const LengthRequest> requests,
-                   std::span<const DraftChoice> choices, std::span<TokenTree* const> trees);
+  void set_stop(std::span<const LengthRequest> requests);
+  void learn_stop(const StepView& step, std::span<const LengthRequest> requests,
+                  std::span<const DraftChoice> choices, std::span<TokenTree* const> trees);
 
   // goodput_probe.cpp: drafts made to learn
   void be_optimistic();

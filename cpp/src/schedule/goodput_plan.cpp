@@ -440,7 +440,7 @@ void GoodputPolicy::Impl::plan(const StepView& step, std::span<const LengthReque
     if (!step.proposers[p].pays_per_depth) continue;
     paying = static_cast<std::int32_t>(p);
     plan_paid(step, requests);
-    set_stops(requests);
+    set_stop(requests);
   }
   if (!any_paying || best.draft_depth == 0) {
     // Free drafts are here already: allocate() decides with the real trees.

@@ -203,7 +203,7 @@ void GoodputPolicy::Impl::allocate(const StepView& step, std::span<const LengthR
     return;
   }
   put_trees(requests, choices, trees);
-  if (!exploring) learn_stops(step, requests, choices, trees);
+  learn_stop(step, requests, choices, trees);
   double drafting = 0;
   for (const DraftWork& work : drafts) {
     if (std::isfinite(work.seconds)) drafting += std::max(0.0, work.seconds);

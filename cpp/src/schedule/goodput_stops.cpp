@@ -37,63 +37,51 @@ void DraftStops::expect(std::int32_t group, std::span<float> reach) const noexce
   }
 }
 
+/// Among many, a pass is made for others anyway, and a node too many is not verified: little would
+/// be saved, and what is not drafted is not learnt from.
+bool GoodputPolicy::Impl::may_stop(std::span<const LengthRequest> requests) const {
+  return requests.size() == 1 && requests[0].control.min_tokens <= 1 &&
+         !(requests[0].control.tpot_target > 0);
+}
+
 void GoodputPolicy::Impl::expect_reach(std::span<const LengthRequest> requests) {
   const auto depth = static_cast<std::size_t>(options.max_paid_depth);
-  paid_reach.resize(requests.size() * depth);
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    stops[static_cast<std::size_t>(paying)].expect(requests[i].group,
-                                                   std::span(&paid_reach[i * depth], depth));
+  paid_reach.assign(requests.size() * depth, 1.0F);
+  if (may_stop(requests)) {
+    stops[static_cast<std::size_t>(paying)].expect(requests[0].group, paid_reach);
   }
 }
 
 /// A path whose next level would cost more than it promises is not continued, by what its proposer
-/// claims of it. A level takes a row of a draft pass, one to be verified, and the pass, if nobody
-/// else gets there.
-void GoodputPolicy::Impl::set_stops(std::span<const LengthRequest> requests) {
+/// claims of it. A level takes a draft pass and a node.
+void GoodputPolicy::Impl::set_stop(std::span<const LengthRequest> requests) {
   constexpr double kReluctance = 0.85;  // who stops gives up all the levels behind, too
-  constexpr double kLeast = 1e-3;
-  if (best.draft_depth < 2) return;
-  const auto max_depth = static_cast<std::size_t>(options.max_paid_depth);
-  const auto may_stop = [&](std::size_t i) {
-    return best.choices[i].proposer == paying && best.choices[i].depth >= 2;
-  };
-  const auto stops_at_once = [&](std::size_t i) {
-    return std::max(1 - static_cast<double>(paid_reach[i * max_depth + 1]), kLeast);
-  };
-  double nobody = 1;
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    if (may_stop(i)) nobody *= stops_at_once(i);
-  }
-  const std::int32_t nodes = std::max(best.num_nodes, 1);
+  if (!may_stop(requests)) return;
+  DraftChoice& choice = best.choices[0];
+  if (choice.proposer != paying || choice.depth < 2) return;
+  // A node costs as much as those before it or as the next one, whichever is less: costs have
+  // edges, and what turns out too dear is not verified.
   const std::int32_t base = segments.front().first_tokens;
-  const double slope = (seconds_at(base + nodes) - seconds_at(base)) / nodes;
-  const Price price = price_of(requests, best.goodput(), slope);
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    if (!may_stop(i)) continue;
-    const LengthRequest& request = requests[i];
-    if (request.control.min_tokens > 1 || tokens_needed(request, best.seconds) > 1) continue;
-    const double alone = nobody / stops_at_once(i);
-    const double cost = price.node + price.ride + alone * price.pass;
-    const double next = std::max(static_cast<double>(paid_survival[i * max_depth]), 0.05);
-    DraftChoice& choice = best.choices[i];
-    choice.min_survival = static_cast<float>(std::min(kReluctance * cost / next, 1.0));
-    choice.claims = survival->claims(paying, request.id, request.group);
-  }
+  const std::int32_t nodes = std::max(best.num_nodes, 1);
+  const double so_far = (seconds_at(base + nodes) - seconds_at(base)) / nodes;
+  const double next = seconds_at(base + nodes + 1) - seconds_at(base + nodes);
+  const Price price = price_of(requests, best.goodput(), std::min(so_far, next));
+  const double cost = price.node + price.ride + price.pass;
+  const double accepted = std::max(static_cast<double>(paid_survival[0]), 0.05);
+  choice.min_survival = static_cast<float>(std::min(kReluctance * cost / accepted, 1.0));
+  choice.claims = survival->claims(paying, requests[0].id, requests[0].group);
 }
 
-/// How far the real drafts got.
-void GoodputPolicy::Impl::learn_stops(const StepView& step, std::span<const LengthRequest> requests,
-                                      std::span<const DraftChoice> choices,
-                                      std::span<TokenTree* const> trees) {
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    const DraftChoice& choice = choices[i];
-    const TokenTree* tree = trees[i];
-    if (choice.depth < 2 || tree == nullptr || tree->empty()) continue;
-    const auto proposer = static_cast<std::size_t>(choice.proposer);
-    if (!step.proposers[proposer].pays_per_depth) continue;
-    const std::int32_t drawn = *std::max_element(tree->depths.begin(), tree->depths.end()) + 1;
-    stops[proposer].learn(requests[i].group, choice.depth, drawn);
-  }
+/// How far the real draft got.
+void GoodputPolicy::Impl::learn_stop(const StepView& step, std::span<const LengthRequest> requests,
+                                     std::span<const DraftChoice> choices,
+                                     std::span<TokenTree* const> trees) {
+  if (exploring || !may_stop(requests) || choices[0].depth < 2) return;
+  const TokenTree* tree = trees[0];
+  const auto proposer = static_cast<std::size_t>(choices[0].proposer);
+  if (tree == nullptr || tree->empty() || !step.proposers[proposer].pays_per_depth) return;
+  const std::int32_t drawn = *std::max_element(tree->depths.begin(), tree->depths.end()) + 1;
+  stops[proposer].learn(requests[0].group, choices[0].depth, drawn);
 }
 
 }  // namespace smartspec

@@ -284,12 +284,11 @@ void SurvivalModel::expect(std::int32_t proposer, RequestId id, std::int32_t gro
 }
 
 ClaimReading SurvivalModel::claims(std::int32_t proposer, RequestId id, std::int32_t group) const {
-  constexpr std::size_t kDepth = 1;  // the first after which a draft may stop
   const std::size_t p = impl_->checked(proposer, group);
   const Acceptance& model = impl_->proposers[p].node;
   const RequestState* states = impl_->requests.find(id);
   const Points request = model.points(states == nullptr ? nullptr : &states[p].node);
-  const float depth_odds = model.table(group).depth_odds[kDepth];
+  const float depth_odds = model.table(group).depth_odds[0];
   const Acceptance::ClaimTable& table = model.claim_table(group);
   const auto read = [&](float claim) {
     Points reached;
